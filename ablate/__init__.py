@@ -1,0 +1,1 @@
+"""An experiment ablation orchestrator for LaneLM: studies in, ranked and explained configs out."""

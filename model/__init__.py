@@ -1,0 +1,1 @@
+"""LaneLM: lane detection as autoregressive language modelling over a frozen feature pyramid."""

@@ -1,0 +1,401 @@
+"""TrainConfig: every number that changes a run, in frozen, strict parts.
+
+A field's default is its *neutral value*. Neutral values never change, because a job's id is the hash
+of what differs from them (`identity`): a new field or a changed preset leaves old ids alone. What the
+user's experiments used is a preset (`model.presets`), laid over these.
+
+A setting that is dead under the others (`tokenizer.max_abs_dx` in absolute mode) must stay neutral.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+NUMERICS_VERSION = 1
+"""Raised by hand when the core's numbers change on purpose: every job id changes with it."""
+
+
+def _number(value: object) -> object:
+    """PyYAML reads `3e-4` (no dot) as a string: accept what Python's float accepts."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+Share = Annotated[float, BeforeValidator(_number), Field(ge=0, le=1, allow_inf_nan=False)]
+Positive = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+def outside_identity(default: Any, **kwargs: Any) -> Any:
+    """A field that does not change numbers, or whose content is hashed elsewhere (paths)."""
+    return Field(default, json_schema_extra={"identity": False}, **kwargs)
+
+
+class Part(BaseModel):
+    """A frozen, strict group of settings; `dead(...)` refuses knobs that nothing reads."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    def dead(self, reason: str, *names: str) -> None:
+        """Refuse non-neutral values of `names`, which have no effect because of `reason`."""
+        for name in names:
+            neutral = type(self).model_fields[name].default
+            value = getattr(self, name)
+            if value != neutral:
+                raise ValueError(f"{name}={value!r} has no effect when {reason}: leave it out")
+
+
+class DataConfig(Part):
+    """Which scenes, and how their labels become lanes."""
+
+    roots: Annotated[tuple[str, ...], Field(strict=False)] = outside_identity(
+        (), description="CULane and TuSimple roots; none: rendered scenes"
+    )
+    geometry: str | None = outside_identity(
+        None, description="TuSimple label file whose lane shapes the rendered scenes take"
+    )
+    train_images: Count | Literal["all"] = Field(1, description="images to fit (overfit size)")
+    val_images: Annotated[int, Field(ge=0)] | Literal["all"] = Field(
+        8, description="held-out images, never of the test list"
+    )
+    test_images: Annotated[int, Field(ge=0)] | Literal["all"] = Field(
+        0, description="test images, read once at the end of a conclusion; 0: not read"
+    )
+    seed: int = Field(
+        0, description="chooses (rendered: draws) the scenes; apart from the job seed"
+    )
+    width: Count = Field(800, description="input width, px; a multiple of 32")
+    height: Count = Field(320, description="input height, px; a multiple of 32")
+    max_lanes: Count = Field(4, description="lane slots per image")
+    lane_order: Literal["left_to_right", "label"] = Field(
+        "left_to_right", description="what a lane id means; label: order in the label file (legacy)"
+    )
+    above_crop: Literal["cut", "clip"] = Field(
+        "cut", description="points above the crop: cut, or clipped onto its edge (legacy)"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> DataConfig:
+        if self.width % 32 or self.height % 32:
+            raise ValueError("width and height must be multiples of 32 (the pyramid's last stride)")
+        if self.roots and self.geometry:
+            raise ValueError("geometry has no effect with real data (roots): leave one of them out")
+        return self
+
+
+class BackboneConfig(Part):
+    """The frozen feature pyramid: P3 (stride 8), P4 (16), P5 (32)."""
+
+    name: Literal["efficientnet_lite0", "clrernet_dla34", "random"] = Field(
+        "efficientnet_lite0", description="where the frozen features come from"
+    )
+    checkpoint: str | None = outside_identity(
+        None, description="CLRerNet weights, for clrernet_dla34; their content is fingerprinted"
+    )
+    random_seed: int = Field(0, description="seed of the random pyramid")
+    random_channels: Count = Field(32, description="channels of the random pyramid")
+
+    @model_validator(mode="after")
+    def _check(self) -> BackboneConfig:
+        if self.name != "random":
+            self.dead(f"backbone.name is {self.name}", "random_seed", "random_channels")
+        if (self.name == "clrernet_dla34") != (self.checkpoint is not None):
+            raise ValueError("checkpoint and name=clrernet_dla34 go together: give both or neither")
+        return self
+
+
+class TokenizerConfig(Part):
+    """How a lane becomes tokens (model/tokenizer.py)."""
+
+    mode: Literal["absolute", "relative_disjoint", "relative_open_loop", "relative_clamped"] = (
+        Field(
+            "absolute",
+            description="relative_open_loop (deltas from the true x) and relative_clamped (all codes "
+            "clamped to n_bins - 1) are legacy",
+        )
+    )
+    n_bins: Annotated[int, Field(ge=3)] = Field(
+        200, description="x bins over the width, bin 0 = no point"
+    )
+    max_abs_dx: Count = Field(32, description="largest delta of a relative mode, bins")
+    n_rows: Annotated[int, Field(ge=3)] = Field(40, description="rows T, evenly over the height")
+    row_order: Literal["top_down", "bottom_up"] = Field("bottom_up", description="order of writing")
+
+    @model_validator(mode="after")
+    def _check(self) -> TokenizerConfig:
+        if self.mode == "absolute":
+            self.dead("tokenizer.mode is absolute", "max_abs_dx")
+        return self
+
+
+class VisualConfig(Part):
+    """What the decoder may look at (model/visual.py)."""
+
+    levels: Literal["p5", "p4p5", "full"] = Field("full", description="pyramid levels used")
+    stride: Count = Field(1, description="keep every stride-th row and column of P3 and P4")
+    select: Literal["none", "pool", "topk"] = Field(
+        "none", description="learned queries that pool, or the top tokens by a learned score"
+    )
+    select_tokens: Count = Field(250, description="tokens K that pool or topk leaves")
+    norm: Literal["layernorm", "standardize", "none"] = Field(
+        "layernorm", description="standardize: mean 0, std 1 per channel over the training images"
+    )
+    scale: Positive = Field(1.0, description="factor after the norm")
+    residual: bool = Field(False, description="h = proj(norm(f)); h + MLP(h)")
+    position: Literal["none", "sinusoidal", "learned", "aligned", "weak"] = Field(
+        "sinusoidal",
+        description="aligned: keys share one sinusoid with the queries' row and last column; "
+        "weak: one period over the image (legacy)",
+    )
+    level_embedding: bool = Field(True, description="add a learned vector per pyramid level")
+
+    @model_validator(mode="after")
+    def _check(self) -> VisualConfig:
+        if self.levels == "p5":
+            self.dead("visual.levels is p5", "stride")
+        if self.select == "none":
+            self.dead("visual.select is none", "select_tokens")
+        return self
+
+
+class ModelConfig(Part):
+    """The decoder (model/decoder.py, model/lanelm.py)."""
+
+    d_model: Count = Field(128, description="width of the hidden state")
+    n_layers: Count = Field(3, description="decoder blocks")
+    n_heads: Count = Field(4, description="self-attention heads; must divide d_model")
+    cross_heads: Count | None = Field(None, description="cross-attention heads; none: n_heads")
+    d_ff: Count = Field(256, description="hidden width of the feed-forward part")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="residual dropout rate")
+    attention: Literal["plain", "qk_norm"] = Field(
+        "plain", description="qk_norm: unit queries and keys times a learned temperature (cross)"
+    )
+    temperature: Positive = Field(16.0, description="initial temperature of qk_norm")
+    memory: Literal["concat", "per_level"] = Field(
+        "concat", description="per_level: block i attends to level i only (the paper)"
+    )
+    order: Literal["self_first", "cross_first"] = Field("self_first", description="within a block")
+    norm: Literal["pre", "post"] = Field("pre", description="where a block's LayerNorm stands")
+    x_scale: Number = Field(1.0, description="factor on the x token embedding (legacy 0.3)")
+    lane_scale: Number = Field(1.0, description="factor on the lane id embedding (legacy 15)")
+    start: Literal["bos", "leak"] = Field(
+        "bos", description="leak: training feeds the first target, decoding 0 (legacy)"
+    )
+    decode_shift: bool = Field(False, description="decoding shifts its input once more (legacy)")
+    decode_y_offset: Annotated[int, Field(ge=0, le=1)] = Field(
+        0, description="rows by which decoding's y input is off (legacy 1)"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelConfig:
+        for name, heads in (
+            ("n_heads", self.n_heads),
+            ("cross_heads", self.cross_heads or self.n_heads),
+        ):
+            if self.d_model % heads:
+                raise ValueError(f"{name}={heads} must divide d_model={self.d_model}")
+        if self.attention == "plain":
+            self.dead("model.attention is plain", "temperature")
+        return self
+
+
+class LossConfig(Part):
+    """What is minimised (model/loss.py): (1 - w) x cross-entropy + w y cross-entropy."""
+
+    y_weight: Share = Field(0.3, description="w; with staged, its last value")
+    y_schedule: Literal["fixed", "staged"] = Field(
+        "fixed", description="staged: 0 until the running loss stays low, y_first, then a ramp"
+    )
+    y_threshold: Positive = Field(0.1, description="running x loss that ends stage 1")
+    y_patience: Count = Field(20, description="steps in a row the running loss must stay there")
+    y_first: Share = Field(0.1, description="w of stage 2")
+    y_hold: Count = Field(50, description="steps of stage 2")
+    y_ramp: Count = Field(100, description="steps of the ramp from y_first to y_weight (stage 3)")
+    ends: Literal["learned", "ignored"] = Field(
+        "learned",
+        description="ignored: rows without a point have no loss, lanes never end (legacy)",
+    )
+    ends_weight: NonNegative = Field(
+        1.0, description="weight of rows without a point (pix2seq: 0.1)"
+    )
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="over all x tokens"
+    )
+    soft_bins: NonNegative = Field(0.0, description="std in bins of soft x targets; 0: hard")
+    entropy_penalty: NonNegative = Field(
+        0.0, description="weight of cross-attention uniformity in the objective: buys it directly"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> LossConfig:
+        if self.y_schedule == "fixed":
+            names = ("y_threshold", "y_patience", "y_first", "y_hold", "y_ramp")
+            self.dead("loss.y_schedule is fixed", *names)
+        if self.ends == "ignored":
+            self.dead("loss.ends is ignored", "ends_weight")
+        if self.soft_bins and self.label_smoothing:
+            raise ValueError("soft_bins and label_smoothing both soften the target: choose one")
+        return self
+
+
+class OptimConfig(Part):
+    """Steps, rate and clip (model/optim.py)."""
+
+    steps: Count = Field(500, description="optimiser steps; with one image, one step is one epoch")
+    optimizer: Literal["adamw", "adam"] = Field("adamw", description="adam: weight decay off")
+    lr: Positive = Field(3e-4, description="peak rate")
+    schedule: Literal["constant", "cosine"] = Field("constant", description="after the warm-up")
+    lr_min: NonNegative = Field(1e-6, description="floor of cosine")
+    warmup: Annotated[int, Field(ge=0)] = Field(0, description="steps of linear warm-up")
+    clip: Positive | None = Field(1.0, description="gradient norm bound; null: none")
+    weight_decay: NonNegative = Field(0.01, description="AdamW's, on matrices only")
+    beta1: Share = Field(0.9, description="first moment's decay")
+    beta2: Share = Field(0.999, description="second moment's decay")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast")
+
+    @model_validator(mode="after")
+    def _check(self) -> OptimConfig:
+        if self.schedule == "constant":
+            self.dead("optim.schedule is constant", "lr_min")
+        elif self.lr_min > self.lr:
+            raise ValueError(f"lr_min={self.lr_min} must not exceed lr={self.lr}")
+        if self.optimizer == "adam":
+            self.dead("optim.optimizer is adam", "weight_decay")
+        if self.warmup > self.steps:
+            raise ValueError(f"warmup={self.warmup} must not exceed steps={self.steps}")
+        return self
+
+
+class ExposureConfig(Part):
+    """What the decoder reads as its previous tokens while it trains (model/loss.py)."""
+
+    mode: Literal["teacher_forcing", "scheduled_sampling", "rollout"] = Field(
+        "teacher_forcing",
+        description="scheduled_sampling: own free-running tokens with a growing probability; "
+        "rollout: own tokens for rollout_rows rows",
+    )
+    start: Share = Field(0.0, description="share of the run before sampling starts")
+    ramp: Share = Field(0.5, description="share of the run over which the probability grows")
+    maximum: Share = Field(0.5, description="largest probability of an own token")
+    passes: Count = Field(2, description="parallel passes that build the free-running prefix")
+    rollout_rows: Count = Field(5, description="rows of each own rollout")
+    input_noise: NonNegative = Field(0.0, description="std in bins of noise on previous x tokens")
+
+    @model_validator(mode="after")
+    def _check(self) -> ExposureConfig:
+        if self.mode == "teacher_forcing":
+            self.dead(
+                "exposure.mode is teacher_forcing",
+                "start",
+                "ramp",
+                "maximum",
+                "passes",
+                "rollout_rows",
+            )
+        elif self.mode == "scheduled_sampling":
+            self.dead("exposure.mode is scheduled_sampling", "rollout_rows")
+        else:
+            self.dead("exposure.mode is rollout", "ramp", "passes")
+        return self
+
+
+class BatchConfig(Part):
+    """What one optimiser step sees."""
+
+    images: Count = Field(1, description="images per forward pass")
+    lanes: Count | None = Field(None, description="fixed number of lanes per pass; null: all")
+    accumulate: Count = Field(1, description="passes per optimiser step")
+
+
+class DecodeConfig(Part):
+    """Free-running decoding."""
+
+    ends: Literal["x", "x_or_y"] = Field("x", description="which head may end a lane")
+
+
+class EvaluationConfig(Part):
+    """When and on how much the readings are taken."""
+
+    every: Count = Field(
+        100, description="steps between evaluations (the last step always has one)"
+    )
+    train_images: Count = Field(16, description="training images evaluated, at most")
+
+
+class RuntimeConfig(Part):
+    """Where and how a job runs: nothing here changes its numbers beyond float rounding."""
+
+    device: str = outside_identity(
+        "cpu", description="cpu, cuda or cuda:N", pattern=r"^(cpu|cuda(:\d+)?)$"
+    )
+    threads: Count = outside_identity(1, description="torch threads")
+    log_every: Count = outside_identity(10, description="steps between logged training metrics")
+    checkpoint_every: Count = outside_identity(100, description="steps between checkpoints")
+    pictures: bool = outside_identity(True, description="draw overlays and attention maps")
+
+
+class TrainConfig(Part):
+    """One job, whole. Build it with `model.presets.build`."""
+
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="initialisation, data order, noise")
+    data: DataConfig = DataConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    visual: VisualConfig = VisualConfig()
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    exposure: ExposureConfig = ExposureConfig()
+    batch: BatchConfig = BatchConfig()
+    decode: DecodeConfig = DecodeConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    runtime: RuntimeConfig = outside_identity(RuntimeConfig())
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainConfig:
+        if self.model.memory == "per_level":
+            if self.visual.levels == "p5" or self.visual.select != "none":
+                raise ValueError(
+                    "model.memory=per_level needs several levels and visual.select=none"
+                )
+        if self.visual.position in ("sinusoidal", "aligned", "weak") and self.model.d_model % 4:
+            raise ValueError(
+                f"model.d_model={self.model.d_model} must be a multiple of 4 for sinusoids"
+            )
+        return self
+
+
+def flatten(config: Part, prefix: str = "") -> Iterator[tuple[str, Any, Any, bool]]:
+    """Yield (path, value, neutral value, in identity) of every leaf field."""
+    for name, field in type(config).model_fields.items():
+        extra = field.json_schema_extra
+        counts = not (isinstance(extra, Mapping) and extra.get("identity") is False)
+        value = getattr(config, name)
+        if isinstance(value, Part):
+            for path, leaf, neutral, inner in flatten(value, f"{prefix}{name}."):
+                yield path, leaf, neutral, inner and counts
+        else:
+            yield f"{prefix}{name}", value, field.default, counts
+
+
+def settings_of(config: TrainConfig) -> dict[str, Any]:
+    """All settings, flat: {"optim.lr": 0.0003, ...}."""
+    return {path: value for path, value, _, _ in flatten(config)}
+
+
+def identity(config: TrainConfig) -> dict[str, Any]:
+    """The settings that change numbers and differ from their neutral value, flat, without the seed."""
+    return {
+        path: value
+        for path, value, neutral, counts in flatten(config)
+        if counts and value != neutral and path != "seed"
+    }
