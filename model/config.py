@@ -1,57 +1,31 @@
 """TrainConfig: every number that changes a run, in frozen, strict parts.
 
-A field's default is its *neutral value*. Neutral values never change, because a job's id is the hash
-of what differs from them (`identity`): a new field or a changed preset leaves old ids alone. What the
-user's experiments used is a preset (`model.presets`), laid over these.
+A field's default is its *neutral value*. Neutral values never change, because a job's id is the
+hash of what differs from them (`identity`): a new field or a changed preset leaves old ids alone.
+What the user's experiments used is a preset (`model.presets`), laid over these.
 
 A setting that is dead under the others (`tokenizer.max_abs_dx` in absolute mode) must stay neutral.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from model.fields import (
+    Count,
+    NonNegative,
+    Number,
+    Part,
+    Positive,
+    Share,
+    flatten,
+    outside_identity,
+)
 
 NUMERICS_VERSION = 1
 """Raised by hand when the core's numbers change on purpose: every job id changes with it."""
-
-
-def _number(value: object) -> object:
-    """PyYAML reads `3e-4` (no dot) as a string: accept what Python's float accepts."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
-Share = Annotated[float, BeforeValidator(_number), Field(ge=0, le=1, allow_inf_nan=False)]
-Positive = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-
-
-def outside_identity(default: Any, **kwargs: Any) -> Any:
-    """A field that does not change numbers, or whose content is hashed elsewhere (paths)."""
-    return Field(default, json_schema_extra={"identity": False}, **kwargs)
-
-
-class Part(BaseModel):
-    """A frozen, strict group of settings; `dead(...)` refuses knobs that nothing reads."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    def dead(self, reason: str, *names: str) -> None:
-        """Refuse non-neutral values of `names`, which have no effect because of `reason`."""
-        for name in names:
-            neutral = type(self).model_fields[name].default
-            value = getattr(self, name)
-            if value != neutral:
-                raise ValueError(f"{name}={value!r} has no effect when {reason}: leave it out")
 
 
 class DataConfig(Part):
@@ -63,24 +37,27 @@ class DataConfig(Part):
     geometry: str | None = outside_identity(
         None, description="TuSimple label file whose lane shapes the rendered scenes take"
     )
-    train_images: Count | Literal["all"] = Field(1, description="images to fit (overfit size)")
+    train_images: Count | Literal["all"] = Field(
+        default=1, description="images to fit (overfit size)"
+    )
     val_images: Annotated[int, Field(ge=0)] | Literal["all"] = Field(
-        8, description="held-out images, never of the test list"
+        default=8, description="held-out images, never of the test list"
     )
     test_images: Annotated[int, Field(ge=0)] | Literal["all"] = Field(
-        0, description="test images, read once at the end of a conclusion; 0: not read"
+        default=0, description="test images, read once at the end of a conclusion; 0: not read"
     )
     seed: int = Field(
-        0, description="chooses (rendered: draws) the scenes; apart from the job seed"
+        default=0, description="chooses (rendered: draws) the scenes; apart from the job seed"
     )
-    width: Count = Field(800, description="input width, px; a multiple of 32")
-    height: Count = Field(320, description="input height, px; a multiple of 32")
-    max_lanes: Count = Field(4, description="lane slots per image")
+    width: Count = Field(default=800, description="input width, px; a multiple of 32")
+    height: Count = Field(default=320, description="input height, px; a multiple of 32")
+    max_lanes: Count = Field(default=4, description="lane slots per image")
     lane_order: Literal["left_to_right", "label"] = Field(
-        "left_to_right", description="what a lane id means; label: order in the label file (legacy)"
+        default="left_to_right",
+        description="what a lane id means; label: order in the label file (legacy)",
     )
     above_crop: Literal["cut", "clip"] = Field(
-        "cut", description="points above the crop: cut, or clipped onto its edge (legacy)"
+        default="cut", description="points above the crop: cut, or clipped onto its edge (legacy)"
     )
 
     @model_validator(mode="after")
@@ -96,13 +73,13 @@ class BackboneConfig(Part):
     """The frozen feature pyramid: P3 (stride 8), P4 (16), P5 (32)."""
 
     name: Literal["efficientnet_lite0", "clrernet_dla34", "random"] = Field(
-        "efficientnet_lite0", description="where the frozen features come from"
+        default="efficientnet_lite0", description="where the frozen features come from"
     )
     checkpoint: str | None = outside_identity(
         None, description="CLRerNet weights, for clrernet_dla34; their content is fingerprinted"
     )
-    random_seed: int = Field(0, description="seed of the random pyramid")
-    random_channels: Count = Field(32, description="channels of the random pyramid")
+    random_seed: int = Field(default=0, description="seed of the random pyramid")
+    random_channels: Count = Field(default=32, description="channels of the random pyramid")
 
     @model_validator(mode="after")
     def _check(self) -> BackboneConfig:
@@ -119,16 +96,20 @@ class TokenizerConfig(Part):
     mode: Literal["absolute", "relative_disjoint", "relative_open_loop", "relative_clamped"] = (
         Field(
             "absolute",
-            description="relative_open_loop (deltas from the true x) and relative_clamped (all codes "
-            "clamped to n_bins - 1) are legacy",
+            description="legacy: relative_open_loop (deltas from the true x), relative_clamped "
+            "(codes clamped to n_bins - 1)",
         )
     )
     n_bins: Annotated[int, Field(ge=3)] = Field(
-        200, description="x bins over the width, bin 0 = no point"
+        default=200, description="x bins over the width, bin 0 = no point"
     )
-    max_abs_dx: Count = Field(32, description="largest delta of a relative mode, bins")
-    n_rows: Annotated[int, Field(ge=3)] = Field(40, description="rows T, evenly over the height")
-    row_order: Literal["top_down", "bottom_up"] = Field("bottom_up", description="order of writing")
+    max_abs_dx: Count = Field(default=32, description="largest delta of a relative mode, bins")
+    n_rows: Annotated[int, Field(ge=3)] = Field(
+        default=40, description="rows T, evenly over the height"
+    )
+    row_order: Literal["top_down", "bottom_up"] = Field(
+        default="bottom_up", description="order of writing"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> TokenizerConfig:
@@ -140,23 +121,27 @@ class TokenizerConfig(Part):
 class VisualConfig(Part):
     """What the decoder may look at (model/visual.py)."""
 
-    levels: Literal["p5", "p4p5", "full"] = Field("full", description="pyramid levels used")
-    stride: Count = Field(1, description="keep every stride-th row and column of P3 and P4")
+    levels: Literal["p5", "p4p5", "full"] = Field(default="full", description="pyramid levels used")
+    stride: Count = Field(default=1, description="keep every stride-th row and column of P3 and P4")
     select: Literal["none", "pool", "topk"] = Field(
-        "none", description="learned queries that pool, or the top tokens by a learned score"
+        default="none",
+        description="learned queries that pool, or the top tokens by a learned score",
     )
-    select_tokens: Count = Field(250, description="tokens K that pool or topk leaves")
+    select_tokens: Count = Field(default=250, description="tokens K that pool or topk leaves")
     norm: Literal["layernorm", "standardize", "none"] = Field(
-        "layernorm", description="standardize: mean 0, std 1 per channel over the training images"
+        default="layernorm",
+        description="standardize: mean 0, std 1 per channel over the training images",
     )
-    scale: Positive = Field(1.0, description="factor after the norm")
-    residual: bool = Field(False, description="h = proj(norm(f)); h + MLP(h)")
+    scale: Positive = Field(default=1.0, description="factor after the norm")
+    residual: bool = Field(default=False, description="h = proj(norm(f)); h + MLP(h)")
     position: Literal["none", "sinusoidal", "learned", "aligned", "weak"] = Field(
-        "sinusoidal",
+        default="sinusoidal",
         description="aligned: keys share one sinusoid with the queries' row and last column; "
         "weak: one period over the image (legacy)",
     )
-    level_embedding: bool = Field(True, description="add a learned vector per pyramid level")
+    level_embedding: bool = Field(
+        default=True, description="add a learned vector per pyramid level"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> VisualConfig:
@@ -170,29 +155,42 @@ class VisualConfig(Part):
 class ModelConfig(Part):
     """The decoder (model/decoder.py, model/lanelm.py)."""
 
-    d_model: Count = Field(128, description="width of the hidden state")
-    n_layers: Count = Field(3, description="decoder blocks")
-    n_heads: Count = Field(4, description="self-attention heads; must divide d_model")
-    cross_heads: Count | None = Field(None, description="cross-attention heads; none: n_heads")
-    d_ff: Count = Field(256, description="hidden width of the feed-forward part")
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="residual dropout rate")
+    d_model: Count = Field(default=128, description="width of the hidden state")
+    n_layers: Count = Field(default=3, description="decoder blocks")
+    n_heads: Count = Field(default=4, description="self-attention heads; must divide d_model")
+    cross_heads: Count | None = Field(
+        default=None, description="cross-attention heads; none: n_heads"
+    )
+    d_ff: Count = Field(default=256, description="hidden width of the feed-forward part")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0, description="residual dropout rate"
+    )
     attention: Literal["plain", "qk_norm"] = Field(
-        "plain", description="qk_norm: unit queries and keys times a learned temperature (cross)"
+        default="plain",
+        description="qk_norm: unit queries and keys times a learned temperature (cross)",
     )
-    temperature: Positive = Field(16.0, description="initial temperature of qk_norm")
+    temperature: Positive = Field(default=16.0, description="initial temperature of qk_norm")
     memory: Literal["concat", "per_level"] = Field(
-        "concat", description="per_level: block i attends to level i only (the paper)"
+        default="concat", description="per_level: block i attends to level i only (the paper)"
     )
-    order: Literal["self_first", "cross_first"] = Field("self_first", description="within a block")
-    norm: Literal["pre", "post"] = Field("pre", description="where a block's LayerNorm stands")
-    x_scale: Number = Field(1.0, description="factor on the x token embedding (legacy 0.3)")
-    lane_scale: Number = Field(1.0, description="factor on the lane id embedding (legacy 15)")
+    order: Literal["self_first", "cross_first"] = Field(
+        default="self_first", description="within a block"
+    )
+    norm: Literal["pre", "post"] = Field(
+        default="pre", description="where a block's LayerNorm stands"
+    )
+    x_scale: Number = Field(default=1.0, description="factor on the x token embedding (legacy 0.3)")
+    lane_scale: Number = Field(
+        default=1.0, description="factor on the lane id embedding (legacy 15)"
+    )
     start: Literal["bos", "leak"] = Field(
-        "bos", description="leak: training feeds the first target, decoding 0 (legacy)"
+        default="bos", description="leak: training feeds the first target, decoding 0 (legacy)"
     )
-    decode_shift: bool = Field(False, description="decoding shifts its input once more (legacy)")
+    decode_shift: bool = Field(
+        default=False, description="decoding shifts its input once more (legacy)"
+    )
     decode_y_offset: Annotated[int, Field(ge=0, le=1)] = Field(
-        0, description="rows by which decoding's y input is off (legacy 1)"
+        default=0, description="rows by which decoding's y input is off (legacy 1)"
     )
 
     @model_validator(mode="after")
@@ -211,28 +209,36 @@ class ModelConfig(Part):
 class LossConfig(Part):
     """What is minimised (model/loss.py): (1 - w) x cross-entropy + w y cross-entropy."""
 
-    y_weight: Share = Field(0.3, description="w; with staged, its last value")
+    y_weight: Share = Field(default=0.3, description="w; with staged, its last value")
     y_schedule: Literal["fixed", "staged"] = Field(
-        "fixed", description="staged: 0 until the running loss stays low, y_first, then a ramp"
+        default="fixed",
+        description="staged: 0 until the running loss stays low, y_first, then a ramp",
     )
-    y_threshold: Positive = Field(0.1, description="running x loss that ends stage 1")
-    y_patience: Count = Field(20, description="steps in a row the running loss must stay there")
-    y_first: Share = Field(0.1, description="w of stage 2")
-    y_hold: Count = Field(50, description="steps of stage 2")
-    y_ramp: Count = Field(100, description="steps of the ramp from y_first to y_weight (stage 3)")
+    y_threshold: Positive = Field(default=0.1, description="running x loss that ends stage 1")
+    y_patience: Count = Field(
+        default=20, description="steps in a row the running loss must stay there"
+    )
+    y_first: Share = Field(default=0.1, description="w of stage 2")
+    y_hold: Count = Field(default=50, description="steps of stage 2")
+    y_ramp: Count = Field(
+        default=100, description="steps of the ramp from y_first to y_weight (stage 3)"
+    )
     ends: Literal["learned", "ignored"] = Field(
-        "learned",
+        default="learned",
         description="ignored: rows without a point have no loss, lanes never end (legacy)",
     )
     ends_weight: NonNegative = Field(
-        1.0, description="weight of rows without a point (pix2seq: 0.1)"
+        default=1.0, description="weight of rows without a point (pix2seq: 0.1)"
     )
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="over all x tokens"
+        default=0.0, description="over all x tokens"
     )
-    soft_bins: NonNegative = Field(0.0, description="std in bins of soft x targets; 0: hard")
+    soft_bins: NonNegative = Field(
+        default=0.0, description="std in bins of soft x targets; 0: hard"
+    )
     entropy_penalty: NonNegative = Field(
-        0.0, description="weight of cross-attention uniformity in the objective: buys it directly"
+        default=0.0,
+        description="weight of cross-attention uniformity in the objective: buys it directly",
     )
 
     @model_validator(mode="after")
@@ -250,17 +256,23 @@ class LossConfig(Part):
 class OptimConfig(Part):
     """Steps, rate and clip (model/optim.py)."""
 
-    steps: Count = Field(500, description="optimiser steps; with one image, one step is one epoch")
-    optimizer: Literal["adamw", "adam"] = Field("adamw", description="adam: weight decay off")
-    lr: Positive = Field(3e-4, description="peak rate")
-    schedule: Literal["constant", "cosine"] = Field("constant", description="after the warm-up")
-    lr_min: NonNegative = Field(1e-6, description="floor of cosine")
-    warmup: Annotated[int, Field(ge=0)] = Field(0, description="steps of linear warm-up")
-    clip: Positive | None = Field(1.0, description="gradient norm bound; null: none")
-    weight_decay: NonNegative = Field(0.01, description="AdamW's, on matrices only")
-    beta1: Share = Field(0.9, description="first moment's decay")
-    beta2: Share = Field(0.999, description="second moment's decay")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast")
+    steps: Count = Field(
+        default=500, description="optimiser steps; with one image, one step is one epoch"
+    )
+    optimizer: Literal["adamw", "adam"] = Field(
+        default="adamw", description="adam: weight decay off"
+    )
+    lr: Positive = Field(default=3e-4, description="peak rate")
+    schedule: Literal["constant", "cosine"] = Field(
+        default="constant", description="after the warm-up"
+    )
+    lr_min: NonNegative = Field(default=1e-6, description="floor of cosine")
+    warmup: Annotated[int, Field(ge=0)] = Field(default=0, description="steps of linear warm-up")
+    clip: Positive | None = Field(default=1.0, description="gradient norm bound; null: none")
+    weight_decay: NonNegative = Field(default=0.01, description="AdamW's, on matrices only")
+    beta1: Share = Field(default=0.9, description="first moment's decay")
+    beta2: Share = Field(default=0.999, description="second moment's decay")
+    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="bf16: autocast")
 
     @model_validator(mode="after")
     def _check(self) -> OptimConfig:
@@ -279,16 +291,22 @@ class ExposureConfig(Part):
     """What the decoder reads as its previous tokens while it trains (model/loss.py)."""
 
     mode: Literal["teacher_forcing", "scheduled_sampling", "rollout"] = Field(
-        "teacher_forcing",
+        default="teacher_forcing",
         description="scheduled_sampling: own free-running tokens with a growing probability; "
         "rollout: own tokens for rollout_rows rows",
     )
-    start: Share = Field(0.0, description="share of the run before sampling starts")
-    ramp: Share = Field(0.5, description="share of the run over which the probability grows")
-    maximum: Share = Field(0.5, description="largest probability of an own token")
-    passes: Count = Field(2, description="parallel passes that build the free-running prefix")
-    rollout_rows: Count = Field(5, description="rows of each own rollout")
-    input_noise: NonNegative = Field(0.0, description="std in bins of noise on previous x tokens")
+    start: Share = Field(default=0.0, description="share of the run before sampling starts")
+    ramp: Share = Field(
+        default=0.5, description="share of the run over which the probability grows"
+    )
+    maximum: Share = Field(default=0.5, description="largest probability of an own token")
+    passes: Count = Field(
+        default=2, description="parallel passes that build the free-running prefix"
+    )
+    rollout_rows: Count = Field(default=5, description="rows of each own rollout")
+    input_noise: NonNegative = Field(
+        default=0.0, description="std in bins of noise on previous x tokens"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> ExposureConfig:
@@ -311,24 +329,26 @@ class ExposureConfig(Part):
 class BatchConfig(Part):
     """What one optimiser step sees."""
 
-    images: Count = Field(1, description="images per forward pass")
-    lanes: Count | None = Field(None, description="fixed number of lanes per pass; null: all")
-    accumulate: Count = Field(1, description="passes per optimiser step")
+    images: Count = Field(default=1, description="images per forward pass")
+    lanes: Count | None = Field(
+        default=None, description="fixed number of lanes per pass; null: all"
+    )
+    accumulate: Count = Field(default=1, description="passes per optimiser step")
 
 
 class DecodeConfig(Part):
     """Free-running decoding."""
 
-    ends: Literal["x", "x_or_y"] = Field("x", description="which head may end a lane")
+    ends: Literal["x", "x_or_y"] = Field(default="x", description="which head may end a lane")
 
 
 class EvaluationConfig(Part):
     """When and on how much the readings are taken."""
 
     every: Count = Field(
-        100, description="steps between evaluations (the last step always has one)"
+        default=100, description="steps between evaluations (the last step always has one)"
     )
-    train_images: Count = Field(16, description="training images evaluated, at most")
+    train_images: Count = Field(default=16, description="training images evaluated, at most")
 
 
 class RuntimeConfig(Part):
@@ -346,7 +366,9 @@ class RuntimeConfig(Part):
 class TrainConfig(Part):
     """One job, whole. Build it with `model.presets.build`."""
 
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="initialisation, data order, noise")
+    seed: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="initialisation, data order, noise"
+    )
     data: DataConfig = DataConfig()
     backbone: BackboneConfig = BackboneConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
@@ -362,29 +384,14 @@ class TrainConfig(Part):
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
-        if self.model.memory == "per_level":
-            if self.visual.levels == "p5" or self.visual.select != "none":
-                raise ValueError(
-                    "model.memory=per_level needs several levels and visual.select=none"
-                )
+        one_memory = self.visual.levels == "p5" or self.visual.select != "none"
+        if self.model.memory == "per_level" and one_memory:
+            raise ValueError("model.memory=per_level needs several levels and visual.select=none")
         if self.visual.position in ("sinusoidal", "aligned", "weak") and self.model.d_model % 4:
             raise ValueError(
                 f"model.d_model={self.model.d_model} must be a multiple of 4 for sinusoids"
             )
         return self
-
-
-def flatten(config: Part, prefix: str = "") -> Iterator[tuple[str, Any, Any, bool]]:
-    """Yield (path, value, neutral value, in identity) of every leaf field."""
-    for name, field in type(config).model_fields.items():
-        extra = field.json_schema_extra
-        counts = not (isinstance(extra, Mapping) and extra.get("identity") is False)
-        value = getattr(config, name)
-        if isinstance(value, Part):
-            for path, leaf, neutral, inner in flatten(value, f"{prefix}{name}."):
-                yield path, leaf, neutral, inner and counts
-        else:
-            yield f"{prefix}{name}", value, field.default, counts
 
 
 def settings_of(config: TrainConfig) -> dict[str, Any]:
@@ -393,7 +400,7 @@ def settings_of(config: TrainConfig) -> dict[str, Any]:
 
 
 def identity(config: TrainConfig) -> dict[str, Any]:
-    """The settings that change numbers and differ from their neutral value, flat, without the seed."""
+    """The settings that change numbers and differ from their neutral value, flat, seed apart."""
     return {
         path: value
         for path, value, neutral, counts in flatten(config)

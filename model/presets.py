@@ -9,7 +9,8 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from model.config import Part, TrainConfig, flatten
+from model.config import TrainConfig
+from model.fields import Part, flatten
 
 Settings = Mapping[str, Any]
 
@@ -33,8 +34,8 @@ SIZES: dict[str, dict[str, Any]] = {
         "model.d_ff": 1024,
     },
 }
-"""`model.preset`: sizes. 128 and 512 follow the paper's parameter counts (3 blocks, FFN = 2 d_model);
-256 is the size of the user's own experiments."""
+"""`model.preset`: sizes. 128 and 512 follow the paper's parameter counts (3 blocks, FFN twice
+d_model); 256 is the size of the user's own experiments."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     # sound code with the baseline's settings
@@ -61,7 +62,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class SettingError(ValueError):
-    """A setting that cannot be: the message is one line naming the key, the value and what is allowed."""
+    """A setting that cannot be: one line names the key, what was given and what is allowed."""
 
 
 def build(settings: Settings) -> TrainConfig:
