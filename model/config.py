@@ -95,7 +95,7 @@ class TokenizerConfig(Part):
 
     mode: Literal["absolute", "relative_disjoint", "relative_open_loop", "relative_clamped"] = (
         Field(
-            "absolute",
+            default="absolute",
             description="legacy: relative_open_loop (deltas from the true x), relative_clamped "
             "(codes clamped to n_bins - 1)",
         )
