@@ -6,7 +6,7 @@ MAKEFLAGS += --no-print-directory
 
 # ---- options -------------------------------------------------------------------------------------
 OPTIONS := STRATEGY STUDY SEEDS WORKERS DATA CHECKPOINT ENGINE OUT SET ARGS PYTHON
-given := $(foreach v,$(.VARIABLES),$(if $(filter command%line,$(origin $v)),$v))
+given := $(foreach v,$(.VARIABLES),$(if $(filter command,$(origin $v)),$v))
 unknown := $(filter-out $(OPTIONS) MAKEFLAGS MFLAGS MAKEOVERRIDES SHELL,$(given))
 ifneq ($(unknown),)
 $(error unknown option $(firstword $(unknown)); allowed: $(OPTIONS))
