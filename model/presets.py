@@ -48,6 +48,41 @@ PRESETS: dict[str, dict[str, Any]] = {
         "optim.clip": 1.0,
         "loss.y_weight": 0.3,
     },
+    # the same with the mistakes of the script that the analysis was written about
+    "v4_fixed_as_run": {
+        "visual.levels": "full",
+        "visual.position": "weak",
+        "data.lane_order": "label",
+        "data.above_crop": "clip",
+        "loss.ends": "ignored",
+        "model.start": "leak",
+        "model.decode_shift": True,
+        "model.decode_y_offset": 1,
+        "model.x_scale": 0.3,
+        "model.lane_scale": 15.0,
+        "model.cross_heads": 8,  # doubled at lanelm_128
+        "model.dropout": 0.2,
+    },
+    # the "successful overfit, loss 0.26" of the analysis, sound ...
+    "overfit_026": {
+        "visual.levels": "p5",
+        "tokenizer.mode": "relative_disjoint",
+        "tokenizer.max_abs_dx": 32,
+        "optim.lr": 3e-4,
+        "optim.schedule": "cosine",
+        "optim.lr_min": 1e-6,
+        "optim.clip": 0.5,
+    },
+    # ... and with the clamped codes that it really ran with
+    "overfit_026_clamped": {
+        "visual.levels": "p5",
+        "tokenizer.mode": "relative_clamped",
+        "tokenizer.max_abs_dx": 32,
+        "optim.lr": 3e-4,
+        "optim.schedule": "cosine",
+        "optim.lr_min": 1e-6,
+        "optim.clip": 0.5,
+    },
     # strategy 1 of the analysis, all changes together
     "strategy1": {
         "visual.levels": "p5",
