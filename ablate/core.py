@@ -1,0 +1,299 @@
+"""The seam: what the orchestrator asks of the thing being ablated. Only this file imports `model`.
+
+A study says `core: package.module` to ablate something else: a module with the functions of
+`Core`, of which a job needs the settings, the training and what to make of the readings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from ablate.nouns import Condition, Criterion, Finding, Gate, Settings, StudyError
+
+Progress = Callable[[int, int], None]
+"""Called with (done, of) while something long is prepared."""
+
+
+class CoreError(ValueError):
+    """A setting, data set or checkpoint that cannot be used: exactly one line."""
+
+
+class Diverged(RuntimeError):  # noqa: N818 - an outcome, not a mistake
+    """Training went to infinity; a reason, not a crash."""
+
+    def __init__(self, step: int, metrics: Mapping[str, float], message: str = "") -> None:
+        super().__init__(message or f"diverged at step {step}")
+        self.step = step
+        self.metrics = dict(metrics)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.step, self.metrics, str(self))
+
+
+class Interrupted(RuntimeError):  # noqa: N818 - an outcome, not a mistake
+    """`stop()` said so: the job has kept a checkpoint and is not finished."""
+
+
+class Log(Protocol):
+    """Receives readings while a job trains; `event` is a line for people (a new stage)."""
+
+    def __call__(
+        self, step: int, metrics: Mapping[str, float], event: str | None = None
+    ) -> None: ...
+
+
+class Core(Protocol):
+    """The thing being ablated. A config is any object; the orchestrator only hands it back."""
+
+    @property
+    def numerics_version(self) -> int:
+        """Raised by hand when the same settings give other numbers on purpose."""
+        ...
+
+    def build(self, settings: Settings) -> Any:
+        """A config from dotted settings. Raises CoreError on any that is unknown or has no effect.
+
+        "seed" is a setting of every core.
+        """
+        ...
+
+    def settings(self, config: Any) -> dict[str, Any]:
+        """All settings, flat, plain JSON values; `build` makes the same config of them."""
+        ...
+
+    def identity(self, config: Any) -> dict[str, Any]:
+        """The settings that change numbers and are not neutral, flat, without the seed."""
+        ...
+
+    def inputs(self, data: Sequence[str], checkpoint: str | None) -> dict[str, Any]:
+        """The settings that `--data` and `--checkpoint` stand for (absolute paths)."""
+        ...
+
+    def check(self, configs: Iterable[Any]) -> None:
+        """Look at all data and weights before any training. Raises CoreError."""
+        ...
+
+    def fingerprints(self, config: Any, cache: Path) -> dict[str, str]:
+        """Content hashes of what a job reads besides its settings, e.g. data and backbone."""
+        ...
+
+    def describe(self, config: Any) -> dict[str, float]:
+        """Its size, e.g. visual_tokens and parameters."""
+        ...
+
+    def prepare(
+        self, configs: Iterable[Any], cache: Path, progress: Progress | None = None
+    ) -> None:
+        """Compute what jobs share, once, into `cache`."""
+        ...
+
+    def train(
+        self,
+        settings: Settings,
+        log: Log,
+        workdir: Path,
+        cache: Path,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> dict[str, float]:
+        """Train one job, on from its checkpoint in `workdir` if there is one; its final metrics.
+
+        Raises Diverged; Interrupted after `stop()`; anything else is a failure of this job alone.
+        """
+        ...
+
+    def criteria(self) -> tuple[Criterion, ...]:
+        """What success means where a study says nothing else."""
+        ...
+
+    def gates(self, metrics: Mapping[str, float], settings: Settings) -> tuple[Gate, ...]:
+        """Checks that qualify a result."""
+        ...
+
+    def diagnose(self, metrics: Mapping[str, float], settings: Settings) -> tuple[Finding, ...]:
+        """What the readings say about the cause."""
+        ...
+
+    def source_hash(self) -> str:
+        """Hash of the code that makes the numbers."""
+        ...
+
+
+def load_core(name: str = "lanelm") -> Core:
+    """The core of that name: `lanelm`, or the module of a dotted path (from here or installed).
+
+    Raises:
+        StudyError: no such module, or one that lacks a part of `Core`.
+    """
+    if name == "lanelm":
+        return LaneLMCore()
+    here = str(Path.cwd())
+    if here not in sys.path:  # as `python -m` does
+        sys.path.append(here)
+    try:
+        module = importlib.import_module(name)
+    except ImportError as error:
+        raise StudyError(
+            f"core: given {name!r}, cannot be imported ({error}); must be 'lanelm' or a module"
+        ) from None
+    parts = [part for part, _ in inspect.getmembers(Core) if not part.startswith("_")]
+    if missing := [part for part in parts if not hasattr(module, part)]:
+        raise StudyError(f"core: {name} lacks {', '.join(missing)} (see ablate.core.Core)")
+    return cast("Core", module)
+
+
+class LaneLMCore:
+    """`model`, imported where it is first needed, so that `ablate --help` costs nothing."""
+
+    def __init__(self) -> None:
+        self._splits: dict[str, Any] = {}
+        self._sizes: dict[str, dict[str, float]] = {}
+
+    @property
+    def numerics_version(self) -> int:
+        from model.config import NUMERICS_VERSION
+
+        return NUMERICS_VERSION
+
+    def build(self, settings: Settings) -> Any:
+        from model.presets import SettingError, build
+
+        try:
+            return build(settings)
+        except SettingError as error:
+            raise CoreError(str(error)) from None
+
+    def settings(self, config: Any) -> dict[str, Any]:
+        from model.config import settings_of
+
+        flat = settings_of(config)
+        return {path: list(v) if isinstance(v, tuple) else v for path, v in flat.items()}
+
+    def identity(self, config: Any) -> dict[str, Any]:
+        from model.config import identity
+
+        return identity(config)
+
+    def inputs(self, data: Sequence[str], checkpoint: str | None) -> dict[str, Any]:
+        settings: dict[str, Any] = {}
+        if data:
+            settings["data.roots"] = [str(Path(root).expanduser().absolute()) for root in data]
+        if checkpoint is not None:
+            settings["backbone.name"] = "clrernet_dla34"
+            settings["backbone.checkpoint"] = str(Path(checkpoint).expanduser().absolute())
+        return settings
+
+    def check(self, configs: Iterable[Any]) -> None:
+        from model.backbone import CheckpointError, make_pyramid
+        from model.data import DataError, check_scenes
+
+        scenes: dict[str, Any] = {}
+        backbones: dict[str, Any] = {}
+        for config in configs:
+            scenes.setdefault(repr(config.data), config.data)
+            backbones.setdefault(repr(config.backbone), config.backbone)
+        try:
+            for data in scenes.values():
+                check_scenes(self._refs(data), data)
+            for backbone in backbones.values():
+                make_pyramid(backbone)
+        except (DataError, CheckpointError) as error:
+            raise CoreError(str(error)) from None
+
+    def fingerprints(self, config: Any, cache: Path) -> dict[str, str]:
+        from model.backbone import backbone_fingerprint
+        from model.data import fingerprint
+
+        return {
+            "data": fingerprint(self._split(config.data), cache),
+            "backbone": backbone_fingerprint(config.backbone),
+        }
+
+    def describe(self, config: Any) -> dict[str, float]:
+        from model.backbone import make_pyramid
+        from model.lanelm import count_parameters, visual_tokens
+
+        parts = ("data", "backbone", "tokenizer", "visual", "model")
+        key = repr([getattr(config, part) for part in parts])
+        if key not in self._sizes:
+            channels = make_pyramid(config.backbone).channels
+            self._sizes[key] = {
+                "visual_tokens": visual_tokens(config),
+                "parameters": count_parameters(config, channels),
+            }
+        return self._sizes[key]
+
+    def prepare(
+        self, configs: Iterable[Any], cache: Path, progress: Progress | None = None
+    ) -> None:
+        from model.features import prepare_features
+
+        distinct = {repr((config.data, config.backbone)): config for config in configs}
+        for config in distinct.values():
+            prepare_features(config, self._refs(config.data), cache, progress)
+
+    def train(
+        self,
+        settings: Settings,
+        log: Log,
+        workdir: Path,
+        cache: Path,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> dict[str, float]:
+        from model import train as training
+
+        try:
+            return training.train(self.build(settings), log, workdir, cache, stop)
+        except training.Diverged as error:
+            raise Diverged(error.step, error.metrics, str(error)) from error
+        except training.Interrupted as error:
+            raise Interrupted(str(error)) from error
+
+    def criteria(self) -> tuple[Criterion, ...]:
+        from model.verdict import CRITERIA
+
+        return tuple(
+            Criterion(c.name, tuple(Condition(k.metric, k.threshold) for k in c.conditions))
+            for c in CRITERIA
+        )
+
+    def gates(self, metrics: Mapping[str, float], settings: Settings) -> tuple[Gate, ...]:
+        from model.verdict import gates
+
+        return tuple(
+            Gate(gate.name, gate.verdict, gate.value, gate.voids, gate.note)
+            for gate in gates(metrics, settings)
+        )
+
+    def diagnose(self, metrics: Mapping[str, float], settings: Settings) -> tuple[Finding, ...]:
+        from model.verdict import diagnose
+
+        return tuple(
+            Finding(found.rule, found.text, found.readings, found.next)
+            for found in diagnose(metrics, settings)
+        )
+
+    def source_hash(self) -> str:
+        import model
+
+        digest = hashlib.sha256()
+        for path in sorted(Path(str(model.__file__)).parent.glob("*.py")):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+        return digest.hexdigest()[:12]
+
+    def _split(self, data: Any) -> Any:
+        from model.data import make_splits
+
+        key = repr(data)
+        if key not in self._splits:
+            self._splits[key] = make_splits(data)
+        return self._splits[key]
+
+    def _refs(self, data: Any) -> list[Any]:
+        splits = self._split(data)
+        return [*splits.train, *splits.val, *splits.test]

@@ -1,0 +1,213 @@
+"""The nouns of a study: plain frozen values, no I/O, nothing of the thing being ablated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Settings = Mapping[str, Any]
+"""Dotted paths to plain values: {"optim.lr": 3e-4}."""
+
+State = Literal["done", "failed", "diverged", "pruned"]
+Verdict = Literal["passed", "failed", "not testable"]
+
+
+class StudyError(ValueError):
+    """The request is wrong: one line says which key, what was given, what is allowed."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line lays over a study file."""
+
+    data: tuple[str, ...] = ()
+    checkpoint: str | None = None
+    seeds: int | None = None
+    sets: tuple[str, ...] = ()
+    out: Path = Path("runs")
+
+
+@dataclass(frozen=True)
+class Level:
+    """A named bundle of settings, so that settings that need each other travel together."""
+
+    name: str
+    settings: Settings
+
+
+@dataclass(frozen=True)
+class Factor:
+    """What a study varies. The first level is the base's, the last the best's, unless named."""
+
+    name: str
+    levels: tuple[Level, ...]
+
+    def level(self, name: str) -> Level:
+        """The level of that name (KeyError where there is none)."""
+        for level in self.levels:
+            if level.name == name:
+                return level
+        raise KeyError(name)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(level.name for level in self.levels)
+
+
+@dataclass(frozen=True)
+class Design:
+    """A design's name (`ablate.designs.DESIGNS`) and its options, as the study file gives them."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A level for every factor, and the short label that people read."""
+
+    label: str
+    levels: Mapping[str, str]
+    design: str = ""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """`metric < threshold`; a value that is missing or not a number does not hold."""
+
+    metric: str
+    threshold: float
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A name that passes when all its conditions hold."""
+
+    name: str
+    conditions: tuple[Condition, ...]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A check that qualifies one job's result and voids the criteria it makes meaningless."""
+
+    name: str
+    verdict: Verdict
+    value: float | None
+    voids: tuple[str, ...]
+    note: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A diagnosis: the rule, what it says, the readings behind it, the next experiment."""
+
+    rule: str
+    text: str
+    readings: Mapping[str, float]
+    next: str
+
+
+Match = Mapping[str, tuple[str, ...]]
+"""Factor -> levels; an arm matches when each named factor has one of its levels."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A question and what is run to answer it, with the command line's options laid over."""
+
+    name: str
+    """As the folder under OUT: `strategy1`, or `strategy1@CULane` with `--data CULane`."""
+    question: str
+    base: Settings
+    """What every arm starts from; presets as names, the levels' settings win."""
+    factors: tuple[Factor, ...]
+    designs: tuple[Design, ...]
+    seeds: tuple[int, ...]
+    criteria: tuple[Criterion, ...]
+    zipped: tuple[tuple[str, ...], ...] = ()
+    """Groups of factors that vary together, level by level."""
+    exclude: tuple[Match, ...] = ()
+    only: tuple[Match, ...] = ()
+    core: str = "lanelm"
+    timeout: float | None = None
+    """Seconds per attempt of a job."""
+    attempts: int = 2
+    """Starts a job may have when its worker dies or another passing trouble ends it."""
+    source: str = ""
+    """The study file, as errors name it."""
+
+    def factor(self, name: str) -> Factor:
+        """The factor of that name (KeyError where there is none)."""
+        for factor in self.factors:
+            if factor.name == name:
+                return factor
+        raise KeyError(name)
+
+    @property
+    def base_levels(self) -> dict[str, str]:
+        """The base arm: each factor's first level unless a design names its base."""
+        named: dict[str, str] = {}
+        for design in self.designs:
+            named = {**dict(design.options.get("base") or {}), **named}
+        return {f.name: named.get(f.name, f.levels[0].name) for f in self.factors}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run: an arm with one seed."""
+
+    id: str
+    """12 hex digits, the same for the same numbers in any study and folder (`ablate.plan`)."""
+    arm: str
+    levels: Mapping[str, str]
+    seed: int
+    settings: dict[str, Any]
+    """Flat and complete: what config.json holds."""
+    design: str = ""
+    also: tuple[Arm, ...] = ()
+    """Other arms of the study that come to the very same job."""
+    size: Mapping[str, float] = field(default_factory=dict)
+    """What the core says of it before training: visual_tokens, parameters."""
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    """Content hashes of what it reads: data, backbone."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every job of a study once, arms in the order of their designs, seeds within an arm."""
+
+    jobs: list[Job]
+    notes: tuple[str, ...] = ()
+    """What a reader of the designs must know, e.g. the aliases of a fractional one."""
+
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        """The distinct arms, in order."""
+        seen: dict[str, Arm] = {}
+        for job in self.jobs:
+            seen.setdefault(job.arm, Arm(job.arm, job.levels, job.design))
+        return tuple(seen.values())
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a job ended: `result.json`. Undisturbed runs of a job differ in `cost/*` alone."""
+
+    job_id: str
+    levels: Mapping[str, str]
+    seed: int
+    state: State
+    metrics: Mapping[str, float]
+    error: str | None = None
+    """One line for people; None when done."""
+    attempts: int = 1
+    code: Mapping[str, str] = field(default_factory=dict)
+    """commit; core: the hash of the core's sources."""
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    traceback: str | None = None
