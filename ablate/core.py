@@ -1,20 +1,16 @@
 """The seam: what the orchestrator asks of the thing being ablated. Only this file imports `model`.
 
-A study says `core: package.module` to ablate something else: a module with the functions of
-`Core`, of which a job needs the settings, the training and what to make of the readings.
+A study that says `core: package.module` ablates something else (`ablate.module_core`).
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib
-import inspect
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
-from ablate.nouns import Condition, Criterion, Finding, Gate, Settings, StudyError
+from ablate.nouns import Condition, Criterion, Finding, Gate, Settings
 
 Progress = Callable[[int, int], None]
 """Called with (done, of) while something long is prepared."""
@@ -125,26 +121,16 @@ class Core(Protocol):
 
 
 def load_core(name: str = "lanelm") -> Core:
-    """The core of that name: `lanelm`, or the module of a dotted path (from here or installed).
+    """The core of that name: `lanelm`, or a module by its dotted path (`ablate.module_core`).
 
     Raises:
-        StudyError: no such module, or one that lacks a part of `Core`.
+        StudyError: no such module, or one that lacks a part.
     """
     if name == "lanelm":
         return LaneLMCore()
-    here = str(Path.cwd())
-    if here not in sys.path:  # as `python -m` does
-        sys.path.append(here)
-    try:
-        module = importlib.import_module(name)
-    except ImportError as error:
-        raise StudyError(
-            f"core: given {name!r}, cannot be imported ({error}); must be 'lanelm' or a module"
-        ) from None
-    parts = [part for part, _ in inspect.getmembers(Core) if not part.startswith("_")]
-    if missing := [part for part in parts if not hasattr(module, part)]:
-        raise StudyError(f"core: {name} lacks {', '.join(missing)} (see ablate.core.Core)")
-    return cast("Core", module)
+    from ablate.module_core import load_module_core
+
+    return load_module_core(name)
 
 
 class LaneLMCore:

@@ -1,0 +1,119 @@
+"""A core that is a plain module, for a study that says `core: package.module`.
+
+The module must have `SETTINGS` (every setting's path and neutral value, "seed" among them),
+`train` and `criteria`. Any other function of `ablate.core.Core` that it defines is used; what it
+leaves out has a plain default here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ablate.core import CoreError, Log, Progress
+from ablate.nouns import Criterion, Finding, Gate, Settings, StudyError
+
+REQUIRED = ("SETTINGS", "train", "criteria")
+
+
+def load_module_core(name: str) -> ModuleCore:
+    """The core of a module's dotted name, importable from the current folder or installed.
+
+    Raises:
+        StudyError: no such module, or it lacks a required part.
+    """
+    here = str(Path.cwd())
+    if here not in sys.path:  # as `python -m` does
+        sys.path.append(here)
+    try:
+        module = importlib.import_module(name)
+    except (ImportError, TypeError, ValueError) as error:
+        raise StudyError(
+            f"core: given {name!r}, cannot be imported ({error}); must be 'lanelm' or a module"
+        ) from None
+    if missing := [part for part in REQUIRED if not hasattr(module, part)]:
+        raise StudyError(f"core: {name} lacks {', '.join(missing)}; see ablate/module_core.py")
+    return ModuleCore(module)
+
+
+class ModuleCore:
+    """`Core` from a module: its own functions first, defaults for the rest."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self._module = module
+        self._neutral: dict[str, Any] = {"seed": 0, **module.SETTINGS}
+        for part in dir(type(self)):
+            if not part.startswith("_") and hasattr(module, part):
+                setattr(self, part, getattr(module, part))
+
+    numerics_version = 1
+
+    def build(self, settings: Settings) -> Any:
+        """Known names with values of the neutral value's type, over the neutral values."""
+        config = dict(self._neutral)
+        for path, value in settings.items():
+            if path not in config:
+                near = difflib.get_close_matches(path, config, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(config)}"
+                raise CoreError(f"unknown setting {path!r}; {hint}")
+            kind = type(config[path])
+            given = float(value) if kind is float and type(value) is int else value
+            if config[path] is not None and type(given) is not kind:
+                raise CoreError(f"{path}: given {value!r}, must be of type {kind.__name__}")
+            config[path] = given
+        return config
+
+    def settings(self, config: Any) -> dict[str, Any]:
+        return dict(config)
+
+    def identity(self, config: Any) -> dict[str, Any]:
+        return {p: v for p, v in config.items() if p != "seed" and v != self._neutral[p]}
+
+    def inputs(self, data: Sequence[str], checkpoint: str | None) -> dict[str, Any]:
+        if data or checkpoint:
+            option = "--data" if data else "--checkpoint"
+            raise CoreError(f"{option}: the core {self._module.__name__} takes none")
+        return {}
+
+    def check(self, configs: Iterable[Any]) -> None:
+        return None
+
+    def fingerprints(self, config: Any, cache: Path) -> dict[str, str]:
+        return {}
+
+    def describe(self, config: Any) -> dict[str, float]:
+        return {}
+
+    def prepare(
+        self, configs: Iterable[Any], cache: Path, progress: Progress | None = None
+    ) -> None:
+        return None
+
+    def train(
+        self,
+        settings: Settings,
+        log: Log,
+        workdir: Path,
+        cache: Path,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> dict[str, float]:
+        return self._module.train(settings, log, workdir, cache, stop)
+
+    def criteria(self) -> tuple[Criterion, ...]:
+        return self._module.criteria()
+
+    def gates(self, metrics: Mapping[str, float], settings: Settings) -> tuple[Gate, ...]:
+        return ()
+
+    def diagnose(self, metrics: Mapping[str, float], settings: Settings) -> tuple[Finding, ...]:
+        return ()
+
+    def source_hash(self) -> str:
+        source = Path(str(self._module.__file__)).read_bytes()
+        return hashlib.sha256(source).hexdigest()[:12]
