@@ -1,1 +1,109 @@
-"""Where jobs run: one protocol, one file an engine."""
+"""Where jobs run: one protocol, one file for each engine.
+
+An engine takes tasks and says what became of them. It knows nothing of studies, ledgers or
+cores: the *work* it is given does the job and returns an `Outcome`; the engine adds what the work
+cannot say about itself, that its process died or ran out of time.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+StopAsked = Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One attempt at a job, and what its result must say of it."""
+
+    job_id: str
+    attempt: int
+    levels: Mapping[str, str]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one attempt at a job.
+
+    ended: its result is written. interrupted: it kept a checkpoint because it was asked to stop.
+    broken: an error that another attempt may not meet. died: its process ended under it.
+    timed out: its process was ended by the engine.
+    """
+
+    kind: Literal["ended", "interrupted", "broken", "died", "timed out"]
+    error: str = ""
+
+
+Work = Callable[[Task, StopAsked], Outcome]
+"""Picklable, because an engine may send it to another process."""
+
+
+@dataclass(frozen=True)
+class Notice:
+    """A job started (`outcome` is None) or an attempt at it is over."""
+
+    job_id: str
+    outcome: Outcome | None = None
+
+
+class Engine(Protocol):
+    """Runs submitted jobs in the order given, at most `workers` at once."""
+
+    workers: int
+
+    def submit(self, task: Task) -> None:
+        """Queue one attempt at a job."""
+        ...
+
+    def pending(self) -> int:
+        """How many jobs are queued or running."""
+        ...
+
+    def wait(self, seconds: float) -> list[Notice]:
+        """What happened since the last call; blocks for at most about `seconds` if nothing did."""
+        ...
+
+    def stop(self) -> None:
+        """Forget the queue and ask the running jobs to keep a checkpoint and end."""
+        ...
+
+    def close(self) -> None:
+        """End everything now. Idle workers leave by themselves, running jobs are killed."""
+        ...
+
+
+class EngineError(RuntimeError):
+    """The engine cannot run at all (no worker process can be started): one line."""
+
+
+ENGINES = {"pool": "PoolEngine", "inline": "InlineEngine"}
+"""Name (of the module here, too) -> class."""
+
+
+def make_engine(
+    name: str,
+    work: Work,
+    workers: int,
+    *,
+    timeout: float | None = None,
+    preload: Sequence[str] = (),
+    stop_asked: StopAsked = lambda: False,
+) -> Engine:
+    """Make the engine called `name`.
+
+    Args:
+        name: a key of `ENGINES`.
+        work: what is done for each job.
+        workers: jobs at once.
+        timeout: seconds that one attempt may take; None: as long as it likes.
+        preload: modules that workers find imported when they start.
+        stop_asked: true once the user asked to stop; read by work that runs in this process.
+    """
+    module = importlib.import_module(f"ablate.engines.{name}")
+    return getattr(module, ENGINES[name])(
+        work, workers, timeout=timeout, preload=preload, stop_asked=stop_asked
+    )

@@ -1,0 +1,234 @@
+"""Jobs in worker processes of this machine: persistent, one thread each, replaced when they die.
+
+Workers are forked from a server process that has imported the heavy modules once, so that a worker
+starts in milliseconds. Each has one pipe of its own to the coordinator:
+
+    coordinator -> worker   Task | "stop" | None (leave)
+    worker -> coordinator   Outcome
+    end of file             the other side is dead
+
+A worker that meets the end of file leaves at once, in the middle of a job if need be: a coordinator
+that was killed leaves nothing behind that trains.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+
+from ablate.engines import EngineError, Notice, Outcome, StopAsked, Task, Work
+
+ONE_THREAD: dict[str, str] = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
+
+
+@dataclass
+class _Worker:
+    process: BaseProcess
+    pipe: Connection
+    job_id: str | None = None
+    deadline: float | None = None  # time.monotonic seconds
+
+
+class PoolEngine:
+    """`workers` processes; a job whose process dies or exceeds `timeout` seconds ends alone."""
+
+    def __init__(
+        self,
+        work: Work,
+        workers: int,
+        *,
+        timeout: float | None = None,
+        preload: Sequence[str] = (),
+        stop_asked: StopAsked = lambda: False,
+    ) -> None:
+        self.workers = workers
+        self._work = work
+        self._timeout = timeout
+        self._queue: deque[Task] = deque()
+        self._crew: list[_Worker] = []
+        self._notices: list[Notice] = []
+        self._stopped = False
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(list(preload))
+        with _worker_surroundings():  # returns at once; the server imports while we go on
+            multiprocessing.forkserver.ensure_running()
+
+    def submit(self, task: Task) -> None:
+        self._queue.append(task)
+
+    def pending(self) -> int:
+        return len(self._queue) + sum(worker.job_id is not None for worker in self._crew)
+
+    def wait(self, seconds: float) -> list[Notice]:
+        self._hand_out()
+        limits = [worker.deadline for worker in self._crew if worker.deadline is not None]
+        if limits:
+            seconds = min(seconds, min(limits) - time.monotonic())
+        waiting = [worker.pipe for worker in self._crew]
+        ends = [worker.process.sentinel for worker in self._crew]
+        ready = set(wait([*waiting, *ends], 0 if self._notices else max(seconds, 0)))
+        for worker in list(self._crew):
+            if worker.pipe in ready or worker.process.sentinel in ready:
+                self._hear(worker)
+            elif worker.deadline is not None and time.monotonic() >= worker.deadline:
+                worker.process.kill()
+                self._lose(worker, Outcome("timed out", f"no end within {self._timeout:g} s"))
+        self._hand_out()  # the freed workers go on while the coordinator books what ended
+        notices, self._notices = self._notices, []
+        return notices
+
+    def stop(self) -> None:
+        self._stopped = True
+        self._queue.clear()
+        for worker in self._crew:
+            self._send(worker, "stop" if worker.job_id is not None else None)
+
+    def close(self) -> None:
+        self._stopped = True
+        self._queue.clear()
+        for worker in self._crew:
+            if worker.job_id is None:
+                self._send(worker, None)
+            else:
+                worker.process.kill()
+        for worker in self._crew:
+            worker.process.join(5)
+            if worker.process.exitcode is None:
+                worker.process.kill()
+                worker.process.join()
+            worker.pipe.close()
+        self._crew.clear()
+
+    def _hand_out(self) -> None:
+        """Give queued jobs to idle workers, and to new ones while there are fewer than allowed."""
+        while self._queue and not self._stopped:
+            worker = next((one for one in self._crew if one.job_id is None), None)
+            if worker is None:
+                if len(self._crew) >= self.workers:
+                    return
+                worker = self._hire()
+            task = self._queue.popleft()
+            worker.job_id = task.job_id
+            if self._timeout is not None:
+                worker.deadline = time.monotonic() + self._timeout
+            self._notices.append(Notice(worker.job_id))
+            self._send(worker, task)
+
+    def _hire(self) -> _Worker:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=_serve, args=(theirs, self._work), daemon=True)
+        try:
+            with _worker_surroundings():  # the server itself may have died and start anew
+                process.start()
+        except (EOFError, OSError) as error:
+            raise EngineError(f"no worker process can be started: {error!r}") from error
+        theirs.close()
+        worker = _Worker(process, ours)
+        self._crew.append(worker)
+        return worker
+
+    def _hear(self, worker: _Worker) -> None:
+        """Take a worker's outcome, or note its death (an outcome sent before it still counts)."""
+        try:
+            if not worker.pipe.poll():
+                raise EOFError
+            outcome = worker.pipe.recv()
+        except (EOFError, OSError):
+            worker.process.join(5)
+            self._lose(worker, Outcome("died", _cause_of_death(worker.process.exitcode)))
+            return
+        assert worker.job_id is not None
+        self._notices.append(Notice(worker.job_id, outcome))
+        worker.job_id = worker.deadline = None
+        if self._stopped:
+            self._send(worker, None)
+
+    def _lose(self, worker: _Worker, outcome: Outcome) -> None:
+        worker.process.join(5)
+        worker.pipe.close()
+        self._crew.remove(worker)
+        if worker.job_id is not None:
+            self._notices.append(Notice(worker.job_id, outcome))
+
+    @staticmethod
+    def _send(worker: _Worker, message: object) -> None:
+        with contextlib.suppress(OSError):  # it is dead: the next `wait` hears so
+            worker.pipe.send(message)
+
+
+def _serve(pipe: Connection, work: Work) -> None:
+    """Live as a worker process: one job after the other until told to leave."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
+    faulthandler.enable()
+    jobs: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
+    stop = threading.Event()
+    threading.Thread(target=_listen, args=(pipe, jobs, stop), daemon=True).start()
+    with contextlib.suppress(BrokenPipeError):  # the coordinator is gone: `_listen` is leaving
+        while (task := jobs.get()) is not None:
+            pipe.send(work(task, stop.is_set))
+
+
+def _listen(pipe: Connection, jobs: queue.SimpleQueue, stop: threading.Event) -> None:
+    """Take the coordinator's messages; leave at once when it is gone."""
+    try:
+        while (message := pipe.recv()) is not None:
+            if message == "stop":
+                stop.set()
+            else:
+                jobs.put(message)
+    except (EOFError, OSError):
+        os._exit(1)
+    jobs.put(None)
+
+
+def _cause_of_death(exitcode: int | None) -> str:
+    if exitcode is None:
+        return "its worker closed the pipe but did not end"
+    if exitcode >= 0:
+        return f"its worker exited with status {exitcode}"
+    try:
+        name = signal.Signals(-exitcode).name
+    except ValueError:
+        name = f"signal {-exitcode}"
+    hint = " (out of memory?)" if name == "SIGKILL" else ""
+    return f"its worker was killed by {name}{hint}"
+
+
+@contextlib.contextmanager
+def _worker_surroundings() -> Iterator[None]:
+    """What worker processes inherit: one thread in each library, and no ear for polite signals.
+
+    Ctrl-C, a closed terminal or a terminated process group reach every process of the group; only
+    the coordinator may act on them. Blocked here, not ignored: it hears them right after.
+    """
+    before = {name: os.environ.get(name) for name in ONE_THREAD}
+    os.environ.update(ONE_THREAD)
+    polite = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, polite)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
