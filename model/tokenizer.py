@@ -69,7 +69,7 @@ class Tokenizer:
         raise NotImplementedError
 
     def walk(self, ids: Int[Tensor, "*lanes T"]) -> Int[Tensor, "*lanes T"]:
-        """Give the bin each id stands for in its lane, 0 where it is no point."""
+        """Give the bin each id stands for in its lane, 0 where it is no point; any ids will do."""
         raise NotImplementedError
 
     def decode(self, ids: Int[Tensor, "*lanes T"]) -> Float[Tensor, "*lanes T"]:
@@ -101,7 +101,7 @@ class Absolute(Tokenizer):
         return self.bins(x)
 
     def walk(self, ids: Int[Tensor, "*lanes T"]) -> Int[Tensor, "*lanes T"]:
-        return ids.clamp(0, self.n_bins - 1)
+        return ids * ((ids > 0) & (ids < self.vocab))
 
 
 class RelativeDisjoint(Tokenizer):
@@ -129,11 +129,11 @@ class RelativeDisjoint(Tokenizer):
 
     def walk(self, ids: Int[Tensor, "*lanes T"]) -> Int[Tensor, "*lanes T"]:
         absolute = (ids > 0) & (ids < self.n_bins)
-        step = torch.where(ids >= self.n_bins, ids - self.n_bins - self.max_abs_dx, 0)
-        travelled = step.cumsum(-1)
+        relative = (ids >= self.n_bins) & (ids < self.vocab)
+        travelled = torch.where(relative, ids - self.n_bins - self.max_abs_dx, 0).cumsum(-1)
         start = _last_index(absolute)
         origin = ids.gather(-1, start.clamp(min=0)) - travelled.gather(-1, start.clamp(min=0))
-        point = (start > _last_index(ids <= 0)) & (ids > 0)  # a step that starts nowhere is none
+        point = start > _last_index(~(absolute | relative))  # a step that starts nowhere is none
         return ((origin + travelled).clamp(1, self.n_bins - 1)) * point
 
     def step_id(self, step: Int[Tensor, "*lanes"]) -> Int[Tensor, "*lanes"]:
