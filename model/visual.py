@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from model.config import TrainConfig
-from model.positions import Basis, sharp, weak
+from model.positions import sharp
 
 LEVELS: dict[str, tuple[int, ...]] = {"p5": (2,), "p4p5": (1, 2), "full": (0, 1, 2)}
 """`visual.levels` as indices of P3, P4, P5"""
