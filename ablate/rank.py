@@ -1,0 +1,271 @@
+"""Which configuration meets the criteria, and what each change did. Pure: values in, values out.
+
+Order: criteria passed, then likely, then everything testable before not, then the smallest
+relative margin min((threshold - value) / threshold), then px error, then the order of the plan.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ablate.arm import RankedArm, arm_json, read_arm
+from ablate.nouns import Finding, Gate, Job, Result, Study
+from ablate.stats import Effect, contrasts, job_frame, pareto_front
+
+if TYPE_CHECKING:
+    from ablate.anova import Term
+    from ablate.core import Core
+
+PX_ERROR = "final/px_error"
+COST = "cost/seconds"
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """A study's answer so far; the best arm first, arms without an ended job last."""
+
+    study: str
+    question: str
+    arms: tuple[RankedArm, ...]
+    base: str | None
+    """Label of the base arm, where the plan has it."""
+    best: str | None
+    """Label of the arm that leave-one-out leaves out from."""
+    effects: tuple[Effect, ...]
+    variance: tuple[Term, ...]
+    notes: tuple[str, ...]
+
+    def arm(self, label: str) -> RankedArm:
+        """The arm of that label (KeyError where there is none)."""
+        for arm in self.arms:
+            if arm.arm == label:
+                return arm
+        raise KeyError(label)
+
+    def to_json(self) -> dict[str, Any]:
+        """The form of `rank --json`; what is not finite is null."""
+        return _finite(
+            {
+                "study": self.study,
+                "question": self.question,
+                "ranking": [arm_json(arm) for arm in self.arms],
+                "effects": [asdict(effect) for effect in self.effects],
+                "variance": [asdict(term) for term in self.variance],
+                "notes": list(self.notes),
+            }
+        )
+
+
+def judge(
+    core: Core, jobs: Iterable[Job], results: Mapping[str, Result]
+) -> tuple[dict[str, tuple[Gate, ...]], dict[str, tuple[Finding, ...]]]:
+    """Ask the core for gates and findings of every job that has readings, by job id.
+
+    A job that diverged has findings (why?) but no gates: it has no final readings to qualify.
+    """
+    gates: dict[str, tuple[Gate, ...]] = {}
+    findings: dict[str, tuple[Finding, ...]] = {}
+    for job in jobs:
+        result = results.get(job.id)
+        if result is None or not result.metrics:
+            continue
+        findings[job.id] = tuple(core.diagnose(result.metrics, job.settings))
+        if result.state == "done":
+            gates[job.id] = tuple(core.gates(result.metrics, job.settings))
+    return gates, findings
+
+
+def rank(
+    study: Study,
+    jobs: Sequence[Job],
+    results: Mapping[str, Result],
+    *,
+    gates: Mapping[str, Sequence[Gate]] | None = None,
+    findings: Mapping[str, Sequence[Finding]] | None = None,
+    core_hash: str | None = None,
+) -> Ranking:
+    """Rank the arms of a study by its criteria, and compare them.
+
+    Args:
+        study: its criteria, and which arm is the base.
+        jobs: the jobs of its plan.
+        results: by job id; a job without one counts as missing.
+        gates: by job id (`judge`).
+        findings: by job id (`judge`).
+        core_hash: hash of today's core sources; results of other sources are named in the notes.
+    """
+    gates, findings = gates or {}, findings or {}
+    grouped: dict[str, list[Job]] = {}
+    for job in jobs:
+        grouped.setdefault(job.arm, []).append(job)
+    read = [read_arm(study.criteria, own, results, gates, findings) for own in grouped.values()]
+    arms = _in_order(read)
+    levels = _levels(jobs)
+    base, best = _label(levels, study.base_levels), None
+    if any(design.name == "leave_one_out" for design in study.designs):
+        best = _label(levels, best_levels(study))
+    effects, variance = _compare(study, jobs, results, gates, base, best)
+    return Ranking(
+        study=study.name,
+        question=study.question,
+        arms=arms,
+        base=base,
+        best=best,
+        effects=tuple(effects),
+        variance=tuple(variance),
+        notes=_notes(jobs, results, core_hash),
+    )
+
+
+def best_levels(study: Study) -> dict[str, str]:
+    """The arm that leave-one-out starts from: each factor's last level unless named."""
+    named: dict[str, str] = {}
+    for design in study.designs:
+        named = {**dict(design.options.get("best") or {}), **named}
+    return {f.name: named.get(f.name, f.levels[-1].name) for f in study.factors}
+
+
+def _in_order(arms: Sequence[RankedArm]) -> tuple[RankedArm, ...]:
+    order = sorted(range(len(arms)), key=lambda index: (*_order(arms[index]), index))
+    front = pareto_front({arm.arm: _coordinates(arm) for arm in arms})
+    ranked = []
+    for place, index in enumerate(order, start=1):
+        arm = arms[index]
+        ranked.append(replace(arm, rank=place if arm.ended else None, pareto=arm.arm in front))
+    return tuple(ranked)
+
+
+def _order(arm: RankedArm) -> tuple[float, ...]:
+    testable = [c for c in arm.criteria if c.verdict != "not testable"]
+    margins = [reading.margin for criterion in testable for reading in criterion.readings]
+    px = arm.metrics.get(PX_ERROR)
+    px_void = any(
+        reading.metric == PX_ERROR
+        for criterion in arm.criteria
+        if criterion.voided_by
+        for reading in criterion.readings
+    )
+    return (
+        not arm.ended,
+        -arm.count("passed"),
+        -arm.count("likely"),
+        len(arm.criteria) - len(testable),
+        -min(margins, default=-math.inf),
+        math.inf if px is None or px_void else px.mean,
+    )
+
+
+def _coordinates(arm: RankedArm) -> list[float | None]:
+    """Where an arm stands among trade-offs: all metrics of the criteria, and the cost."""
+    point: list[float | None] = []
+    for criterion in arm.criteria:
+        void = criterion.verdict == "not testable"
+        point += [None if void or r.value is None else r.value.mean for r in criterion.readings]
+    cost = arm.metrics.get(COST)
+    return [*point, cost.mean if cost else None]
+
+
+def _levels(jobs: Iterable[Job]) -> dict[str, Mapping[str, str]]:
+    """Levels by arm label, the arms that share another's runs included."""
+    levels: dict[str, Mapping[str, str]] = {}
+    for job in jobs:
+        levels.setdefault(job.arm, job.levels)
+        for arm in job.also:
+            levels.setdefault(arm.label, arm.levels)
+    return levels
+
+
+def _label(levels: Mapping[str, Mapping[str, str]], wanted: Mapping[str, str]) -> str | None:
+    return next((label for label, own in levels.items() if dict(own) == dict(wanted)), None)
+
+
+def _compare(
+    study: Study,
+    jobs: Sequence[Job],
+    results: Mapping[str, Result],
+    gates: Mapping[str, Sequence[Gate]],
+    base: str | None,
+    best: str | None,
+) -> tuple[list[Effect], list[Term]]:
+    metrics = list(dict.fromkeys(k.metric for c in study.criteria for k in c.conditions))
+    of_criterion = {c.name: [k.metric for k in c.conditions] for c in study.criteria}
+    void = {
+        job_id: {
+            metric
+            for gate in own
+            if gate.verdict == "failed"
+            for name in gate.voids
+            for metric in of_criterion.get(name, ())
+        }
+        for job_id, own in gates.items()
+    }
+    frame = job_frame(jobs, results, void)
+    levels = _levels(jobs)
+    effects: list[Effect] = []
+    variance: list[Term] = []
+    designs = {design.name for design in study.designs}
+    if base is not None and designs & {"one_at_a_time", "list", "paths"}:
+        effects += contrasts(frame, levels, base, metrics, "one at a time")
+    if best is not None:
+        effects += contrasts(frame, levels, best, metrics, "leave one out")
+    if designs & {"factorial", "fractional"}:
+        from ablate import anova  # statsmodels takes over a second to import
+
+        names = [factor.name for factor in study.factors]
+        for metric in metrics:
+            effects += anova.main_effects(frame, names, study.base_levels, metric)
+            variance += anova.variance(frame, names, metric)
+    return _mind_tokenizers(study, effects), variance
+
+
+def _mind_tokenizers(study: Study, effects: Iterable[Effect]) -> list[Effect]:
+    """Say so where an effect on a loss is across tokenizers: its classes are not the same."""
+    touches = {
+        (factor.name, level.name)
+        for factor in study.factors
+        for level in factor.levels
+        if any(path.startswith("tokenizer.") for path in level.settings)
+    }
+    marked = []
+    for effect in effects:
+        ends = {(effect.factor, effect.level), (effect.factor, effect.against)}
+        if effect.metric.endswith("/loss") and ends & touches:
+            effect = replace(effect, note="tokenizers differ: raw losses are not comparable")
+        marked.append(effect)
+    return marked
+
+
+def _tokenizer(job: Job) -> str:
+    return repr(sorted((k, v) for k, v in job.settings.items() if k.startswith("tokenizer.")))
+
+
+def _notes(
+    jobs: Sequence[Job], results: Mapping[str, Result], core_hash: str | None
+) -> tuple[str, ...]:
+    notes = []
+    if len({_tokenizer(job) for job in jobs}) > 1:
+        notes.append(
+            "raw losses across tokenizers are not comparable: compare px error, or "
+            "final/loss_per_px"
+        )
+    own = [results[job.id] for job in jobs if job.id in results]
+    older = sum(bool(core_hash) and result.code.get("core") != core_hash for result in own)
+    if older:
+        notes.append(f"{older} results from older code; --rerun trains them again")
+    states = Counter(result.state for result in own)
+    notes += [f"{n} of {len(jobs)} jobs {s}" for s, n in sorted(states.items()) if s != "done"]
+    if missing := len(jobs) - len(own):
+        notes.append(f"{missing} of {len(jobs)} jobs have not ended")
+    return tuple(notes)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

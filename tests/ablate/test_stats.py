@@ -1,0 +1,216 @@
+"""Statistics against published figures and simulated studies of known effect."""
+
+import itertools
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ablate import anova, stats
+from tests.ablate import synthetic
+
+SLEEP = (  # Student 1908, hours of sleep gained by ten patients under two drugs
+    (0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0),
+    (1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4),
+)
+
+BATTERY = {  # Montgomery, Design and Analysis of Experiments: life in hours, material x temperature
+    ("1", "15"): (130, 155, 74, 180),
+    ("1", "70"): (34, 40, 80, 75),
+    ("1", "125"): (20, 70, 82, 58),
+    ("2", "15"): (150, 188, 159, 126),
+    ("2", "70"): (136, 122, 106, 115),
+    ("2", "125"): (25, 70, 58, 45),
+    ("3", "15"): (138, 110, 168, 160),
+    ("3", "70"): (174, 120, 150, 139),
+    ("3", "125"): (96, 104, 82, 60),
+}
+
+
+def battery() -> pd.DataFrame:
+    rows = [
+        {"seed": 0, "factor:material": m, "factor:temperature": t, "life": float(hours)}
+        for (m, t), cell in BATTERY.items()
+        for hours in cell
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_t_interval_of_students_sleep_data():
+    gained = [b - a for a, b in zip(*SLEEP, strict=True)]
+    found = stats.t_interval(gained)
+    assert found.mean == pytest.approx(1.58)
+    assert (found.low, found.high) == pytest.approx((0.7001142, 2.4598858), abs=1e-6)
+    assert stats.p_value(gained) == pytest.approx(0.002833, abs=1e-6)
+
+
+def test_one_value_has_no_interval_and_none_no_mean():
+    assert stats.t_interval([3.0]) == stats.Interval(3.0, None, None, 1)
+    assert stats.p_value([3.0]) is None
+    with pytest.raises(ValueError, match="at least one value"):
+        stats.t_interval([])
+
+
+def test_replicates_that_agree_exactly():
+    assert stats.p_value([0.0, 0.0]) == 1.0
+    assert stats.p_value([0.5, 0.5]) == 0.0
+
+
+def test_holm_steps_down_in_the_order_given():
+    assert stats.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert stats.holm([0.6, 0.7]) == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("metric", "scale"),
+    [
+        ("final/loss", "ratio"),
+        ("final/px_error", "ratio"),
+        ("cost/seconds", "ratio"),
+        ("final/uniformity", "difference"),
+        ("final/swap_loss", "difference"),
+        ("final/zigzag", "difference"),
+    ],
+)
+def test_scale_of(metric, scale):
+    assert stats.scale_of(metric) == scale
+
+
+def small_frame() -> pd.DataFrame:
+    rows = [
+        ("base", 0, "a", 10.0),
+        ("base", 1, "a", 20.0),
+        ("base", 2, "a", 40.0),
+        ("f=b", 0, "b", 5.0),
+        ("f=b", 1, "b", 10.0),
+        ("f=b", 2, "b", math.nan),  # diverged
+    ]
+    return pd.DataFrame(rows, columns=pd.Index(["arm", "seed", "factor:f", "final/px_error"]))
+
+
+def test_paired_effect_is_the_ratio_of_the_same_seeds():
+    levels = {"base": {"f": "a"}, "f=b": {"f": "b"}}
+    (effect,) = stats.contrasts(small_frame(), levels, "base", ["final/px_error"], "one at a time")
+    assert effect.scale == "ratio"
+    assert effect.estimate == pytest.approx(0.5)  # not distorted by the seeds' own spread
+    assert (effect.low, effect.high) == pytest.approx((0.5, 0.5))
+    assert (effect.n, effect.lost) == (2, 1)
+    assert effect.clear
+
+
+def test_a_zero_is_compared_as_a_difference():
+    frame = small_frame().assign(**{"final/px_error": [1.0, 0.0, 2.0, 0.5, 1.0, 1.0]})
+    scale, differences, lost = stats.paired_effect(frame, "f=b", "base", "final/px_error")
+    assert (scale, differences, lost) == ("difference", [-0.5, 1.0, -1.0], 0)
+
+
+def test_an_arm_without_a_value_is_named_not_dropped():
+    frame = small_frame()
+    frame.loc[frame["arm"] == "f=b", "final/px_error"] = math.nan
+    levels = {"base": {"f": "a"}, "f=b": {"f": "b"}}
+    (effect,) = stats.contrasts(frame, levels, "base", ["final/px_error"], "one at a time")
+    assert (effect.estimate, effect.n, effect.lost, effect.clear) == (None, 0, 3, False)
+
+
+def test_job_frame_keeps_lost_jobs_and_voids_metrics():
+    study = synthetic.study()
+    plan = synthetic.plan(study)
+    results = synthetic.results(plan)
+    first = plan.jobs[0]
+    frame = stats.job_frame(plan.jobs, results, {first.id: ["final/px_error"]})
+    assert len(frame) == len(plan.jobs)
+    assert sorted(frame["state"].unique()) == ["diverged", "done", "failed"]
+    assert frame["final/px_error"].isna()[0]
+    assert frame.loc[0, "final/loss"] == results[first.id].metrics["final/loss"]
+    assert frame.loc[frame["state"] == "diverged", "final/loss"].isna().all()
+
+
+def test_pareto_front_keeps_what_nothing_beats():
+    points = {
+        "cheap": (3.0, 1.0),
+        "good": (1.0, 3.0),
+        "worse": (3.0, 2.0),
+        "unknown": (0.0, None),
+        "twin": (1.0, 3.0),
+    }
+    assert stats.pareto_front(points) == ["cheap", "good", "twin"]
+
+
+def test_the_interval_of_a_known_effect_covers_it_95_times_in_100():
+    rng = np.random.default_rng(7)
+    truth = math.log(0.8)
+    drawn = truth + 0.3 * rng.standard_normal((1000, 3))
+    intervals = [stats.t_interval(row.tolist()) for row in drawn]
+    inside = sum(i.low <= truth <= i.high for i in intervals)  # type: ignore[operator]
+    assert 930 <= inside <= 970
+
+
+def test_anova_of_montgomerys_batteries():
+    terms = {
+        term.term: term for term in anova.variance(battery(), ["material", "temperature"], "life")
+    }
+    published = {
+        "material": (2, 10683.72, 7.91),
+        "temperature": (2, 39118.72, 28.97),
+        "material x temperature": (4, 9613.78, 3.56),
+    }
+    for name, (df, sum_sq, f) in published.items():
+        assert terms[name].df == df
+        assert terms[name].sum_sq == pytest.approx(sum_sq, abs=0.005)
+        assert terms[name].f == pytest.approx(f, abs=0.005)
+    assert terms["residual"].sum_sq == pytest.approx(18230.75)
+    assert sum(term.share for term in terms.values()) == pytest.approx(1.0)
+
+
+def test_main_effects_of_a_balanced_design_are_differences_of_means():
+    base = {"material": "1", "temperature": "15"}
+    effects = anova.main_effects(battery(), ["material", "temperature"], base, "life")
+    found = {(e.factor, e.level): e for e in effects}
+    assert found["material", "3"].estimate == pytest.approx(125.0833 - 83.1667, abs=1e-3)
+    assert found["temperature", "125"].estimate == pytest.approx(64.1667 - 144.8333, abs=1e-3)
+    assert found["temperature", "125"].n == 24
+
+
+def test_a_planted_grid_gives_its_effects_back():
+    """Four factors; two matter, and they interact. The fourth level pair does nothing."""
+    rng = np.random.default_rng(3)
+    rows = []
+    for levels in itertools.product("xy", repeat=4):
+        for seed in range(3):
+            a, b = levels[0] == "y", levels[1] == "y"
+            log_px = math.log(40) - 1.5 * a - 0.7 * b + 0.9 * (a and b)
+            log_px += 0.1 * seed + 0.1 * rng.standard_normal()
+            row: dict[str, object] = {f"factor:{n}": v for n, v in zip("abcd", levels, strict=True)}
+            rows.append({"seed": seed, "final/px_error": math.exp(log_px), **row})
+    frame = pd.DataFrame(rows)
+    frame.loc[5, "final/px_error"] = math.nan  # one job diverged: unbalanced
+    terms = anova.variance(frame, list("abcd"), "final/px_error")
+    clear = {term.term for term in terms if term.p_holm is not None and term.p_holm < 0.05}
+    assert clear == {"a", "b", "a x b"}
+    effects = anova.main_effects(frame, list("abcd"), dict.fromkeys("abcd", "x"), "final/px_error")
+    found = {effect.factor: effect for effect in effects}
+    a = found["a"]
+    assert a.low is not None
+    assert a.high is not None
+    assert a.low < math.exp(-1.5 + 0.45) < a.high  # averaged over b
+    assert [name for name, effect in found.items() if effect.clear] == ["a", "b"]
+    assert a.lost == 1
+
+
+def test_a_grid_with_one_seed_has_no_room_for_interactions_but_for_main_effects():
+    rows = [
+        {"seed": 0, "factor:a": a, "factor:b": b, "y": 1.0 + (a == "y") + 0.1 * (a == b)}
+        for a, b in itertools.product("xy", repeat=2)
+    ]
+    frame = pd.DataFrame(rows)
+    terms = [term.term for term in anova.variance(frame, ["a", "b"], "y")]
+    assert terms == ["a", "b", "residual"]
+
+
+@pytest.mark.parametrize("metric", ["missing", "constant"])
+def test_nothing_to_explain(metric):
+    frame = pd.DataFrame(
+        {"seed": [0, 0, 1, 1], "factor:a": ["x", "y", "x", "y"], "constant": [1.0] * 4}
+    )
+    assert anova.variance(frame, ["a"], metric) == []
