@@ -1,0 +1,162 @@
+"""Success criteria, and the gates that say whether a reading may be taken at its word.
+
+Pure: readings by their agreed names and flat settings in, values out. A reading that is missing or
+not finite makes what depends on it "not testable", never passed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Metrics = Mapping[str, float]
+Settings = Mapping[str, object]
+Outcome = Literal["passed", "failed", "not testable"]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Met by `value < threshold`."""
+
+    metric: str
+    threshold: float
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """Met when all its conditions are."""
+
+    name: str
+    conditions: tuple[Condition, ...]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A check that qualifies what the readings say."""
+
+    name: str
+    verdict: Outcome
+    value: float | None
+    voids: tuple[str, ...]
+    """criteria that mean nothing when the gate failed"""
+    note: str
+
+
+CRITERIA: tuple[Criterion, ...] = (
+    Criterion("loss", (Condition("final/loss", 0.1),)),
+    Criterion("uniformity", (Condition("final/uniformity", 0.5),)),
+    Criterion("px_error", (Condition("final/px_error", 5.0),)),
+    Criterion("zigzag", (Condition("final/zigzag", 1.0), Condition("final/zigzag_flips", 0.02))),
+)
+
+COVERAGE = 0.95
+LANE_COUNT = 0.5
+BEYOND_BOUND = 0.01
+"""Share of label points whose round trip may miss the tokenizer's bound: it holds for steps that
+fit max_abs_dx, and in real lanes under 0.3 % of the steps do not fit 32 px."""
+LOGIT_GAP = 0.01
+"""nats. Float32 with and without the cache differs by some 1e-5; another input by whole nats."""
+MOVED_PX = 5.0
+"""px; less is within the error that the px criterion allows on the label itself."""
+MOVED_SHARE = 0.1
+"""of the distance between the two images' own labels: 8 px where the lanes are 100 px apart is
+noise from unfamiliar features, not sight"""
+KEPT = 0.5
+"""share of the points; when fewer survive the swap, the image mattered, wherever the rest lies"""
+SHARP_AT_START = 0.6
+
+
+def gates(metrics: Metrics, settings: Settings) -> tuple[Gate, ...]:
+    """Say what qualifies the criteria's readings, in the order in which to read them."""
+    known = {name: value for name, value in metrics.items() if math.isfinite(value)}
+    return (
+        _coverage(known),
+        _lane_count(known),
+        _round_trip(known),
+        _step_logits(known),
+        _sees_image(known),
+        _earned(known, settings),
+    )
+
+
+def _gate(name: str, value: float | None, passed: bool, voids: tuple[str, ...], note: str) -> Gate:
+    if value is None:
+        return Gate(name, "not testable", None, voids, note)
+    return Gate(name, "passed" if passed else "failed", value, voids, "" if passed else note)
+
+
+def _coverage(known: Metrics) -> Gate:
+    value, voids = known.get("final/coverage"), ("px_error", "zigzag")
+    if value is None:
+        return _gate("coverage", None, False, voids, "no lane is labelled")
+    if value == 0:
+        return _gate("coverage", 0.0, False, voids, "nothing decoded where the labels are")
+    note = f"only {value:.1%} of the labelled points decoded"
+    return _gate("coverage", value, value >= COVERAGE, voids, note)
+
+
+def _lane_count(known: Metrics) -> Gate:
+    value, voids = known.get("final/lane_count_error"), ("px_error", "zigzag")
+    if value is None:
+        return _gate("lane_count", None, False, voids, "nothing was decoded")
+    note = f"{value:.2g} lanes too many or too few per image"
+    return _gate("lane_count", value, value < LANE_COUNT, voids, note)
+
+
+def _round_trip(known: Metrics) -> Gate:
+    value, worst = known.get("floor/beyond_bound"), known.get("floor/px_error_max")
+    if value is None or worst is None:
+        return _gate("round_trip", None, False, ("loss",), "no label went through the tokenizer")
+    note = f"the tokens do not say where the lane is: {value:.1%} of the points beyond the "
+    note += f"tokenizer's bound, {worst:.3g} px at most"
+    return _gate("round_trip", value, value <= BEYOND_BOUND, ("loss",), note)
+
+
+def _step_logits(known: Metrics) -> Gate:
+    value = known.get("final/step_logit_gap")
+    if value is None:
+        return _gate("step_logits", None, False, ("px_error",), "nothing was decoded")
+    note = f"decoding is not what was trained: its logits differ by {value:.2g} from training's"
+    return _gate("step_logits", value, value < LOGIT_GAP, ("px_error",), f"{note} on one prefix")
+
+
+def _sees_image(known: Metrics) -> Gate:
+    """Voids nothing: the criteria stand as they are, this says what meeting them proves."""
+    name = "sees_image"
+    moved, kept = known.get("final/swap_px"), known.get("final/swap_kept")
+    apart = known.get("final/swap_px_labels")
+    if apart is None:
+        return _gate(name, None, False, (), "no other image to swap in")
+    if apart < MOVED_PX:
+        note = f"the images swapped have their lanes in one place ({apart:.2g} px apart)"
+        return _gate(name, None, False, (), note)
+    if kept is None:
+        return _gate(name, None, False, (), "nothing decoded")
+    if moved is None or kept < KEPT:
+        return Gate(name, "passed", moved, (), "its lanes vanish with their image")
+    note = f"memorises: its lanes move {moved:.2g} px when the image is swapped for one whose "
+    note += f"lanes lie {apart:.3g} px away"
+    return _gate(name, moved, moved >= max(MOVED_PX, MOVED_SHARE * apart), (), note)
+
+
+def _earned(known: Metrics, settings: Settings) -> Gate:
+    """Voids nothing: a low uniformity that no learning brought about is marked."""
+    name = "uniformity_earned"
+    value, start = known.get("final/uniformity"), known.get("final/uniformity_init")
+    if value is None or start is None:
+        return _gate(name, None, False, (), "uniformity was not read at both ends of the training")
+    reached = value < threshold("final/uniformity")
+    penalty = settings.get("loss.entropy_penalty", 0.0)
+    if isinstance(penalty, int | float) and penalty > 0:
+        note = f"by construction: loss.entropy_penalty={penalty:g} pays for it directly"
+        return _gate(name, start, not reached, (), note)
+    note = f"by construction: it was {start:.2f} before any training"
+    return _gate(name, start, not (reached and start < SHARP_AT_START), (), note)
+
+
+def threshold(metric: str) -> float:
+    """Give what a criterion's reading must stay under."""
+    conditions = (c for criterion in CRITERIA for c in criterion.conditions)
+    return next(c.threshold for c in conditions if c.metric == metric)
