@@ -62,7 +62,7 @@ class Worker:
 
     def _train(self, ledger: Ledger, task: Task, stop: StopAsked) -> Outcome:
         diary = Diary(ledger, task.job_id)
-        diary.write({"event": "started", "attempt": task.attempt})
+        diary.write({"event": "started", "attempt": task.attempt, "core": self.code.get("core")})
         try:
             metrics = load_core(self.core).train(
                 ledger.settings(task.job_id),

@@ -8,8 +8,10 @@ cannot say about itself, that its process died or ran out of time.
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
 
 StopAsked = Callable[[], bool]
@@ -107,3 +109,14 @@ def make_engine(
     return getattr(module, ENGINES[name])(
         work, workers, timeout=timeout, preload=preload, stop_asked=stop_asked
     )
+
+
+def available_cores() -> int:
+    """Cores that this process may use, by its affinity and its control group's quota."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores, max(1, round(int(quota) / int(period))))
+    except (OSError, ValueError):  # no such group, or "max": no quota
+        pass
+    return cores

@@ -1,0 +1,326 @@
+"""The coordinator: skip what is done, submit the rest, follow, retry, record. One loop.
+
+    ledger --missing--> engine --notices--> ledger
+                          |                   |
+                       events.jsonl  ---->  display, record
+
+The ledger alone says what has run. Killing the coordinator at any point loses nothing but the
+steps since the last checkpoints: the next run finds every result and goes on with what is missing.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ablate.core import Core, CoreError, load_core
+from ablate.display import Display
+from ablate.engines import Engine, Notice, Outcome, Task, available_cores, make_engine
+from ablate.ledger import Ledger
+from ablate.nouns import Job, Plan, Result, Study, StudyError
+from ablate.progress import Progress, effort
+from ablate.scribe import Recorder, Scribe
+from ablate.stopping import StopFlag, stop_signals
+from ablate.worker import Worker, describe_code, describe_environment
+
+TICK = 0.25
+"""Seconds between looks at the events of running jobs."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How to run; nothing here changes what a job computes."""
+
+    workers: int | None = None
+    """Jobs at once; None: one for each core."""
+    engine: str = "pool"
+    retry_failed: bool = False
+    """Run failed jobs again, from their checkpoints where there are any."""
+    rerun: bool = False
+    """Run jobs again whose results come from other core code than today's."""
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What there is after a run, earlier results included."""
+
+    results: Mapping[str, Result]
+    missing: tuple[str, ...]
+    """Jobs without a result: interrupted, not started, or their results could not be kept."""
+    trained: tuple[str, ...]
+    """Jobs that ended in this run."""
+    interrupted: bool
+    seconds: float
+
+    def count(self, state: str) -> int:
+        return sum(result.state == state for result in self.results.values())
+
+
+def run(
+    study: Study,
+    plan: Plan,
+    out: Path,
+    options: RunOptions,
+    display: Display,
+    make_recorder: Callable[[], Recorder] | None = None,
+) -> RunSummary:
+    """Run the jobs of a plan that have not ended yet.
+
+    Args:
+        study: for its core, criteria, timeout and attempts.
+        plan: the jobs.
+        out: the folder that holds them.
+        options: how to run.
+        display: where to show it.
+        make_recorder: makes the record's writer, called in a thread of its own; None: no record.
+
+    Raises:
+        LockHeld: another coordinator works in `out`.
+        StudyError: `out` cannot be written, or shared inputs cannot be prepared.
+        EngineError: no worker can be started.
+        KeyboardInterrupt: asked a second time to stop.
+    """
+    begin = time.monotonic()
+    ledger = Ledger(out)
+    with ledger.lock(), stop_signals() as stop:
+        return _Coordinator(study, plan, ledger, options, display, stop, make_recorder).run(begin)
+
+
+@dataclass
+class _Followed:
+    """A job on its way, and how far its events have been read."""
+
+    job: Job
+    attempt: int = 1
+    since: float = 0.0
+    offset: int = 0
+
+    @property
+    def task(self) -> Task:
+        return Task(self.job.id, self.attempt, dict(self.job.levels), self.job.seed)
+
+
+@dataclass
+class _Coordinator:
+    study: Study
+    plan: Plan
+    ledger: Ledger
+    options: RunOptions
+    display: Display
+    stop: StopFlag
+    make_recorder: Callable[[], Recorder] | None
+    trained: list[str] = field(default_factory=list)
+    running: dict[str, _Followed] = field(default_factory=dict)
+
+    def run(self, begin: float) -> RunSummary:
+        self.core: Core = load_core(self.study.core)
+        self.code = describe_code(self.study.core)
+        self.jobs = {job.id: job for job in self.plan.jobs}
+        results = {job_id: self.ledger.result(job_id) for job_id in self.jobs}
+        ended = {job_id: result for job_id, result in results.items() if result is not None}
+        todo = sorted((j for j in self.plan.jobs if self._due(results[j.id])), key=_longest_first)
+        for line in self.ledger.warnings:
+            self.display.say(line, "yellow")
+        self.waiting = deque(_Followed(job) for job in todo)
+        workers = min(self.options.workers or available_cores(), max(len(todo), 1))
+        self.progress = Progress(self.plan.jobs, self.study.criteria, workers)
+        self.progress.begin(ended, [job.id for job in todo])
+        self.scribe = Scribe(self.make_recorder)
+        if todo:
+            self._train(todo, workers)
+        else:
+            self.scribe.begin(self.plan)
+        self._finish_record()
+        missing = tuple(job_id for job_id in self.jobs if job_id not in self.progress.results)
+        return RunSummary(
+            dict(self.progress.results),
+            missing,
+            tuple(self.trained),
+            self.stop.asked and bool(missing),
+            time.monotonic() - begin,
+        )
+
+    def _due(self, result: Result | None) -> bool:
+        if result is None:
+            return True
+        if self.options.rerun and result.code.get("core") != self.code["core"]:
+            return True
+        return self.options.retry_failed and result.state == "failed"
+
+    def _train(self, todo: list[Job], workers: int) -> None:
+        cache = self.ledger.out / "cache"
+        self.worker = Worker(
+            self.ledger.out,
+            self.study.core,
+            cache,
+            self.code,
+            describe_environment(),
+            capture=self.options.engine != "inline",
+        )
+        engine = make_engine(
+            self.options.engine,
+            self.worker,
+            workers,
+            timeout=self.study.timeout,
+            preload=("ablate.worker", *getattr(self.core, "preload", ())),
+            stop_asked=lambda: self.stop.asked,
+        )
+        try:
+            self._prepare(todo, cache)
+            self._loop(engine)
+        finally:
+            engine.close()
+
+    def _prepare(self, todo: list[Job], cache: Path) -> None:
+        """Compute what the jobs share, while the engine's server imports its modules."""
+
+        def progress(done: int, of: int) -> None:
+            if self.stop.asked:
+                raise _Stopped
+            self.display.preparing(done, of)
+
+        try:
+            configs = [self.core.build(job.settings) for job in todo]
+            self.core.prepare(configs, cache, progress)
+        except _Stopped:
+            return
+        except CoreError as error:
+            raise StudyError(str(error)) from None
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise StudyError(f"{cache}: shared inputs cannot be kept ({reason})") from None
+
+    def _loop(self, engine: Engine) -> None:
+        stopping = False
+        recording = False
+        while self.waiting or engine.pending():
+            if self.stop.asked and not stopping:
+                stopping = self.progress.stopping = True
+                self.waiting.clear()
+                engine.stop()
+                self.display.say("Stopping: running jobs keep a checkpoint. Ctrl-C again: now.")
+            self._submit(engine)
+            notices = engine.wait(TICK)
+            if not recording and self.running:
+                recording = True
+                self.scribe.begin(self.plan)
+            for notice in notices:
+                self._hear(notice)
+            for followed in self.running.values():
+                self._follow(followed)
+            if (trouble := self.scribe.trouble()) is not None:
+                self._tell_trouble(trouble)
+            self.display.tick(self.progress)
+
+    def _submit(self, engine: Engine) -> None:
+        """Keep the engine's queue just long enough that no worker waits for the coordinator."""
+        while self.waiting and engine.pending() < 2 * engine.workers:
+            followed = self.waiting.popleft()
+            job = followed.job
+            try:
+                if followed.attempt == 1:
+                    self._open(job)
+            except OSError as error:
+                self._lose(job, f"its folder cannot be written ({error.strerror})")
+                continue
+            self.running[job.id] = followed
+            engine.submit(followed.task)
+
+    def _open(self, job: Job) -> None:
+        """Make a job's folder; what other core code left half done in it is not gone on with."""
+        folder = self.ledger.create(job)
+        self.ledger.remove_result(job.id)
+        starts = [e for e in self.ledger.events(job.id) if e.get("event") == "started"]
+        if not starts or starts[-1].get("core") != self.code["core"]:
+            for path in folder.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif path.name not in ("config.json", "lock"):
+                    path.unlink(missing_ok=True)
+
+    def _hear(self, notice: Notice) -> None:
+        followed = self.running[notice.job_id]
+        if notice.outcome is None:
+            followed.since = time.monotonic()
+            self.progress.started(notice.job_id, followed.attempt, followed.since)
+            self.display.started(self.progress, followed.job, followed.attempt)
+            if followed.attempt == 1:
+                self.scribe.tell("job_started", followed.job)
+            return
+        self._follow(followed)
+        del self.running[notice.job_id]
+        result = self._settle(followed, notice.outcome)
+        now = time.monotonic()
+        self.progress.ended(notice.job_id, result, now)
+        if result is not None:
+            self.trained.append(notice.job_id)
+            self.display.ended(self.progress, followed.job, result, now - followed.since)
+            folder = self.ledger.folder(notice.job_id)
+            self.scribe.tell("job_finished", followed.job, result, folder)
+
+    def _settle(self, followed: _Followed, outcome: Outcome) -> Result | None:
+        """The job's result; None when it is to run again, now or in a later run."""
+        job = followed.job
+        result = self.ledger.result(job.id)
+        if result is not None or outcome.kind == "interrupted":
+            return result
+        if self.stop.asked and outcome.kind != "timed out":
+            return None  # what stopping broke is no failure: it stays missing
+        error = outcome.error or "it ended without a result"
+        if outcome.kind != "timed out" and followed.attempt < self.study.attempts:
+            self.display.say(f"{job.arm} seed {job.seed}: {error}; trying again", "yellow")
+            followed.attempt += 1
+            self.waiting.append(followed)
+            return None
+        result = self.worker.result(followed.task, "failed", {}, error)
+        try:
+            self.ledger.write_result(result)
+        except OSError as trouble:
+            self._lose(job, f"{error}; this cannot be written ({trouble.strerror})")
+            return None
+        return result
+
+    def _lose(self, job: Job, reason: str) -> None:
+        """Say that a job has no result because the ledger takes none; a later run makes it."""
+        self.progress.ended(job.id, None, time.monotonic())
+        self.display.say(f"{job.arm} seed {job.seed}: {reason}", "bold red")
+
+    def _follow(self, followed: _Followed) -> None:
+        job = followed.job
+        events, followed.offset = self.ledger.read_events(job.id, followed.offset)
+        if events:
+            self.progress.events(job.id, events)
+            self.scribe.tell("job_events", job, events)
+
+    def _finish_record(self) -> None:
+        """Wait for the record's writer; the first Ctrl-C here leaves the rest to `record`."""
+        told = False
+        asked_before = self.stop.asked
+        while not self.scribe.finish(TICK):
+            if not told and self.scribe.backlog() > 10:
+                told = True
+                self.display.say("Writing the last jobs to MLflow ...")
+            if self.stop.asked and not asked_before:
+                self.display.say("MLflow is incomplete; `ablate record` completes it.", "yellow")
+                return
+        if (trouble := self.scribe.trouble()) is not None:
+            self._tell_trouble(trouble)
+
+    def _tell_trouble(self, trouble: str) -> None:
+        self.display.say(
+            f"MLflow cannot be written: {trouble}. Training goes on, the ledger keeps everything; "
+            "`ablate record` makes MLflow complete later.",
+            "bold yellow",
+        )
+
+
+class _Stopped(Exception):  # noqa: N818 - asked for, not a mistake
+    """Leaves a long preparation."""
+
+
+def _longest_first(job: Job) -> float:
+    return -effort(job)

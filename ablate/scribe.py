@@ -1,0 +1,78 @@
+"""Feeds the record (MLflow) from a thread of its own, so that no job ever waits for it."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from ablate.nouns import Job, Plan, Result
+
+
+class Recorder(Protocol):
+    """What a record is told (`ablate.record.Recorder`)."""
+
+    def start(self, plan: Plan) -> None: ...
+
+    def job_started(self, job: Job) -> None: ...
+
+    def job_events(self, job: Job, events: Sequence[dict[str, Any]]) -> None: ...
+
+    def job_finished(self, job: Job, result: Result, folder: Path) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Scribe:
+    """The one writer of a record. Any trouble with it ends the recording, never the training.
+
+    The ledger keeps all; `ablate record` makes the record whole again.
+    """
+
+    def __init__(self, make: Callable[[], Recorder] | None) -> None:
+        self._make = make
+        self._told: queue.SimpleQueue[tuple[str, tuple[Any, ...]] | None] = queue.SimpleQueue()
+        self._trouble: str | None = None
+        self._thread = threading.Thread(target=self._write, name="scribe", daemon=True)
+
+    def begin(self, plan: Plan) -> None:
+        """Start writing. Called once the workers train: the imports alone take seconds."""
+        if self._make is not None:
+            self.tell("start", plan)
+            self._thread.start()
+
+    def tell(self, what: str, *arguments: Any) -> None:
+        """Pass on a call of the `Recorder`, to be made in order, some time soon."""
+        if self._make is not None:
+            self._told.put((what, arguments))
+
+    def trouble(self) -> str | None:
+        """What went wrong, once."""
+        line, self._trouble = self._trouble, None
+        return line
+
+    def backlog(self) -> int:
+        """How many calls wait."""
+        return self._told.qsize()
+
+    def finish(self, seconds: float) -> bool:
+        """Let it write what it was told, for at most `seconds`; True when it is through."""
+        if not self._thread.is_alive():
+            return True
+        self._told.put(None)
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def _write(self) -> None:
+        assert self._make is not None
+        try:
+            recorder = self._make()
+            while (call := self._told.get()) is not None:
+                what, arguments = call
+                getattr(recorder, what)(*arguments)
+            recorder.close()
+        except Exception as error:  # noqa: BLE001 - whatever ails the record, training goes on
+            self._trouble = " ".join(f"{type(error).__name__}: {error}".split())
+            self._make = None  # nobody reads: take no more calls
