@@ -9,7 +9,7 @@ left out of the result, never nan.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -47,6 +47,8 @@ def px_readings(decoded: Lanes, truth: Lanes) -> dict[str, float]:
     - `coverage`: share of the labels' points that their lane's partner decoded; 0 when nothing is.
     - `length_error`: mean difference of the numbers of points of two paired lanes, rows.
     - `lane_count_error`: mean difference per image of the numbers of lanes.
+    - `points_ratio`: decoded points per labelled point, over all lanes; over 1 where lanes do not
+      end or there are too many.
     """
     errors: list[np.ndarray] = [np.empty(0)]
     lengths: list[int] = []
@@ -68,6 +70,7 @@ def px_readings(decoded: Lanes, truth: Lanes) -> dict[str, float]:
     labelled = int(_points(truth).sum())
     if labelled:
         readings["coverage"] = error.size / labelled
+        readings["points_ratio"] = int(_points(decoded).sum()) / labelled
     counts = _points(decoded).any(-1).sum(-1) - _points(truth).any(-1).sum(-1)  # (n,)
     if counts.size:
         readings["lane_count_error"] = float(np.abs(counts).mean())
@@ -160,6 +163,26 @@ def first_points(point: Bool[Tensor, "n L T"]) -> Bool[Tensor, "n L T"]:
 def loss_per_px(nats_per_point: float, bin_width: float) -> float:
     """CE + ln(bin width in px): the loss per point as if over px, comparable across bin widths."""
     return nats_per_point + math.log(bin_width)
+
+
+def loss_trend(losses: Sequence[float]) -> dict[str, float]:
+    """Say how the logged training losses went.
+
+    - `loss_fall`: share by which the mean of the last tenth lies under that of the tenth before;
+      negative when it rose. Needs 20 losses.
+    - `loss_spikes`: share of losses over twice the median of the ten before them (and 0.05 more,
+      so that noise about a loss of nearly 0 is none). Needs 11.
+    """
+    known = np.asarray(losses, float)
+    readings: dict[str, float] = {}
+    tenth = len(known) // 10
+    if tenth >= 2:
+        before, last = known[-2 * tenth : -tenth].mean(), known[-tenth:].mean()
+        readings["loss_fall"] = float(1 - last / before) if before > 0 else 0.0
+    if len(known) > 10:
+        recent = np.median(np.lib.stride_tricks.sliding_window_view(known[:-1], 10), axis=-1)
+        readings["loss_spikes"] = float((known[10:] > 2 * recent + 0.05).mean())
+    return readings
 
 
 def _points(lanes: np.ndarray) -> np.ndarray:

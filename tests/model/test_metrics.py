@@ -41,6 +41,7 @@ def test_perfect_lanes() -> None:
         "px_error_max": 0.0,
         "px_error_slot": 0.0,
         "coverage": 1.0,
+        "points_ratio": 1.0,
         "length_error": 0.0,
         "lane_count_error": 0.0,
     }
@@ -91,12 +92,12 @@ def test_lanes_too_many_or_too_few_are_counted() -> None:
 
 def test_nothing_decoded_has_no_px_error() -> None:
     read = metrics.px_readings(lanes([NONE, NONE]), lanes([line(100), NONE]))
-    assert read == {"coverage": 0.0, "lane_count_error": 1.0}
+    assert read == {"coverage": 0.0, "points_ratio": 0.0, "lane_count_error": 1.0}
 
 
 def test_lanes_without_a_common_row_are_not_paired() -> None:
     read = metrics.px_readings(lanes([line(100, stop=10)]), lanes([line(100, start=20)]))
-    assert read == {"coverage": 0.0, "lane_count_error": 0.0}
+    assert read == {"coverage": 0.0, "points_ratio": 0.5, "lane_count_error": 0.0}
 
 
 def test_images_without_lanes() -> None:
@@ -227,6 +228,19 @@ def test_first_points() -> None:
     point = torch.tensor([[[0, 0, 1, 1], [0, 0, 0, 0], [1, 1, 0, 0]]]).bool()
     expected = [[[0, 0, 1, 0], [0, 0, 0, 0], [1, 0, 0, 0]]]
     assert metrics.first_points(point).int().tolist() == expected
+
+
+def test_loss_trend() -> None:
+    falling = metrics.loss_trend([2.0 * 0.97**i for i in range(100)])
+    assert falling["loss_fall"] == pytest.approx(1 - 0.97**10)
+    assert falling["loss_spikes"] == 0
+    flat = [0.02 + 0.01 * (-1) ** i for i in range(100)]
+    assert metrics.loss_trend(flat)["loss_fall"] == pytest.approx(0)
+    assert metrics.loss_trend(flat)["loss_spikes"] == 0
+    flat[50] = flat[80] = 1.0
+    assert metrics.loss_trend(flat)["loss_spikes"] == pytest.approx(2 / 90)
+    assert metrics.loss_trend([1.0] * 10) == {}
+    assert metrics.loss_trend([0.0] * 30) == {"loss_fall": 0.0, "loss_spikes": 0.0}
 
 
 # --- any lanes ----------------------------------------------------------------------------------
