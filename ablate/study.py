@@ -18,6 +18,8 @@ from ablate.nouns import (
     Study,
     StudyError,
 )
+from ablate.plan import plan
+from ablate.reader import load_study
 
 __all__ = [
     "Arm",
@@ -36,4 +38,6 @@ __all__ = [
     "State",
     "Study",
     "StudyError",
+    "load_study",
+    "plan",
 ]

@@ -1,0 +1,191 @@
+"""From a study to its jobs: arms by the designs, a config each, an id each, data looked at first.
+
+A job's id is a hash of what changes its numbers: the settings that differ from their neutral
+values, what it reads (content hashes), the seed and the core's numerics version. Studies that come
+to the same job share it, and a new setting or a changed preset leaves old ids alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ablate import designs
+from ablate.core import Core, CoreError, load_core
+from ablate.designs import DESIGNS, axes_of, constrained
+from ablate.nouns import Arm, Job, Level, Options, Plan, Settings, Study, StudyError
+
+
+def plan(study: Study, options: Options | None = None) -> Plan:
+    """Make the jobs of a study, each once, and look at all their data.
+
+    Raises:
+        StudyError: one line: a setting, design or data set that cannot be.
+    """
+    core = load_core(study.core)
+    cache = (options or Options()).out.absolute() / "cache"
+    arms = arms_of(study)
+    configs = [_config(core, study, arm, arms) for arm in arms]
+    _refuse_unused(core, study, arms)
+    try:
+        core.check(configs)
+        read = [core.fingerprints(config, cache) for config in configs]
+        sizes = [core.describe(config) for config in configs]
+    except CoreError as error:
+        raise StudyError(f"{study.source}: {error}") from None
+    jobs: dict[str, Job] = {}
+    for arm, config, fingerprints, size in zip(arms, configs, read, sizes, strict=True):
+        settings, identity = core.settings(config), core.identity(config)
+        for seed in study.seeds:
+            key = job_id(identity, fingerprints, seed, core.numerics_version)
+            if key in jobs:
+                jobs[key] = dataclasses.replace(jobs[key], also=(*jobs[key].also, arm))
+                continue
+            flat = {**settings, "seed": seed}
+            jobs[key] = Job(
+                key, arm.label, arm.levels, seed, flat, arm.design, (), size, fingerprints
+            )
+    return Plan(list(jobs.values()), notes_of(study))
+
+
+def job_id(
+    identity: Settings, fingerprints: Mapping[str, str], seed: int, numerics_version: int
+) -> str:
+    """12 hex digits of the SHA-256 of canonical JSON.
+
+    >>> job_id({"optim.lr": 1e-4}, {"data": "d", "backbone": "b"}, 0, 1)
+    '7e7d3b4b7c5e'
+    >>> job_id({"clip": 1.0}, {}, 0, 1) == job_id({"clip": 1}, {}, 0, 1)
+    True
+    """
+    value = {
+        "settings": identity,
+        "reads": fingerprints,
+        "seed": seed,
+        "numerics_version": numerics_version,
+    }
+    text = json.dumps(
+        _canonical(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+    )
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def arms_of(study: Study) -> list[Arm]:
+    """The distinct arms of all designs, constraints applied, each with a label of its own.
+
+    Raises:
+        StudyError: a design that the factors do not allow, or no arm left.
+    """
+    axes = axes_of(study.factors, study.zipped)
+    found: dict[tuple[str, ...], Arm] = {}
+    labels: set[str] = set()
+    for design in study.designs:
+        try:
+            arms = DESIGNS[design.name](axes, **design.options)
+        except StudyError as error:
+            raise StudyError(f"{study.source}: {error}") from None
+        for arm in constrained(arms, study.exclude, study.only):
+            key = tuple(arm.levels.values())
+            if key in found:
+                continue
+            label = arm.label if arm.label not in labels else "/".join(key)
+            labels.add(label)
+            found[key] = Arm(label, arm.levels, design.name)
+    if not found:
+        raise StudyError(f"{study.source}: exclude/only: no arm is left")
+    return list(found.values())
+
+
+def notes_of(study: Study) -> tuple[str, ...]:
+    """What a reader of the study's designs must know: the aliases of fractional ones."""
+    axes = axes_of(study.factors, study.zipped)
+    return tuple(
+        line
+        for design in study.designs
+        if design.name == "fractional"
+        for line in designs.notes(axes, **design.options)
+    )
+
+
+def _levels_settings(study: Study, arm: Arm) -> dict[str, Any]:
+    """The settings of an arm's levels; two of them must not disagree on one."""
+    settings: dict[str, Any] = {}
+    owner: dict[str, str] = {}
+    for factor in study.factors:
+        level = arm.levels[factor.name]
+        for path, value in factor.level(level).settings.items():
+            if path in settings and settings[path] != value:
+                raise StudyError(
+                    f"{study.source}: arm {arm.label!r}: {owner[path]} and {factor.name}={level} "
+                    f"both set {path}, to {settings[path]!r} and {value!r}; keep one, or exclude "
+                    "the pair"
+                )
+            settings[path] = value
+            owner[path] = f"{factor.name}={level}"
+    return settings
+
+
+def _config(core: Core, study: Study, arm: Arm, arms: list[Arm]) -> Any:
+    settings = {**study.base, **_levels_settings(study, arm), "seed": study.seeds[0]}
+    try:
+        return core.build(settings)
+    except CoreError as error:
+        raise StudyError(f"{study.source}: {_blame(core, study, arm)}: {error}") from None
+
+
+def _blame(core: Core, study: Study, arm: Arm) -> str:
+    """Where the fault of an arm that cannot be built lies: base, one level, or their meeting."""
+
+    def fails(settings: Settings) -> bool:
+        try:
+            core.build(settings)
+        except CoreError:
+            return True
+        return False
+
+    if fails(study.base):
+        return "base"
+    for factor in study.factors:
+        level = factor.level(arm.levels[factor.name])
+        if fails({**study.base, **level.settings}):
+            return f"factors.{factor.name}.{level.name}"
+    return f"arm {arm.label!r}"
+
+
+def _refuse_unused(core: Core, study: Study, arms: list[Arm]) -> None:
+    """A level that no arm uses must still be one that could be: its settings may be misspelt."""
+    used = {(name, level) for arm in arms for name, level in arm.levels.items()}
+    for factor in study.factors:
+        for level in factor.levels:
+            if (factor.name, level.name) in used:
+                continue
+            refusals = [_refusal(core, study, arm, level) for arm in arms]
+            if all(refusals):
+                place = f"factors.{factor.name}.{level.name}"
+                raise StudyError(f"{study.source}: {place}: {refusals[0]}")
+
+
+def _refusal(core: Core, study: Study, arm: Arm, level: Level) -> str | None:
+    try:
+        core.build({**study.base, **_levels_settings(study, arm), **level.settings})
+    except CoreError as error:
+        return str(error)
+    return None
+
+
+def _canonical(value: Any) -> Any:
+    """The same number is the same text: 1.0 as 1, -0.0 as 0; a tuple is a list, a path its text."""
+    if isinstance(value, Mapping):
+        return {str(key): _canonical(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_canonical(inner) for inner in value]
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise StudyError(f"a setting must be a finite number, given {value}")
+        return int(value) if value.is_integer() and abs(value) < 2**53 else value
+    return str(value) if isinstance(value, Path) else value
