@@ -3,33 +3,46 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from model.attention import attend, attention_weights
 from model.config import ModelConfig
-
-KeysValues = tuple[Tensor, Tensor]
-"""keys and values of one block, (B, heads, N, D / heads) each"""
+from model.matmul import Linear, project
 
 
-@dataclass
+@dataclass(frozen=True)
+class KeysValues:
+    """What one block's cross-attention reads, once per image."""
+
+    keys: Float[Tensor, "B H d N"]
+    values: Float[Tensor, "B H d N"]
+    padding: Bool[Tensor, "B N"] | None
+
+
 class Cache:
-    """Keys and values of the rows written so far, of one block, (B * L, heads, t, D / heads)."""
+    """Keys and values of the rows written so far, of one block."""
 
-    keys: Tensor | None = None
-    values: Tensor | None = None
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self.written = 0
+        self.kept: Tensor | None = None  # (2, B * L, heads, rows, d)
 
-    def extend(self, keys: Tensor, values: Tensor) -> KeysValues:
-        if self.keys is None or self.values is None:
-            self.keys, self.values = keys, values
-        else:
-            self.keys = torch.cat([self.keys, keys], dim=2)
-            self.values = torch.cat([self.values, values], dim=2)
-        return self.keys, self.values
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Add rows (B * L, heads, t, d) and give all rows so far."""
+        n, heads, t, d = k.shape
+        if self.kept is None:
+            self.kept = k.new_empty(2, n, heads, self.rows, d)
+        stop = self.written + t
+        self.kept[0, :, :, self.written : stop] = k
+        self.kept[1, :, :, self.written : stop] = v
+        self.written = stop
+        return self.kept[0, :, :, :stop], self.kept[1, :, :, :stop]
 
 
 class SelfAttention(nn.Module):
@@ -38,63 +51,128 @@ class SelfAttention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.n_heads = config.n_heads
-        self.qkv = nn.Linear(config.d_model, 3 * config.d_model)
-        self.out = nn.Linear(config.d_model, config.d_model)
+        self.qkv = Linear(config.d_model, 3 * config.d_model)
+        self.out = Linear(config.d_model, config.d_model)
 
-    def forward(self, x: Float[Tensor, "B L T D"], cache: Cache | None) -> Float[Tensor, "B L T D"]:
+    def forward(
+        self, x: Float[Tensor, "B L T D"], cache: Cache | None = None
+    ) -> Float[Tensor, "B L T D"]:
         B, L, T, D = x.shape
         qkv = self.qkv(x).view(B * L, T, 3, self.n_heads, D // self.n_heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B * L, heads, T, D / heads) each
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B * L, heads, T, d) each
         if cache is not None:
             k, v = cache.extend(k, v)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=k.shape[2] == T and T > 1)
+        causal = T > 1  # a single row may read all there is: the cache holds nothing later
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
         return self.out(y.transpose(1, 2).reshape(B, L, T, D))
 
 
 class CrossAttention(nn.Module):
-    """Rows read the visual tokens of their image; its lanes share keys and values."""
+    """Rows read the visual tokens of their image; its lanes share keys and values.
 
-    def __init__(self, config: ModelConfig) -> None:
+    There is no causal mask here, so lanes and rows fold into one axis of queries. Keys have no
+    bias, which the softmax would cancel, and values none, which the output's bias would repeat.
+    """
+
+    def __init__(self, config: ModelConfig, aligned: bool) -> None:
         super().__init__()
+        D = config.d_model
         self.n_heads = config.cross_heads or config.n_heads
-        self.q = nn.Linear(config.d_model, config.d_model)
-        self.kv = nn.Linear(config.d_model, 2 * config.d_model)
-        self.out = nn.Linear(config.d_model, config.d_model)
+        self.q = Linear(D, D)
+        self.k = Linear(D, D, bias=False)
+        self.v = Linear(D, D, bias=False)
+        self.out = Linear(D, D)
+        # One matrix for both sides keeps q . k largest where their places agree.
+        self.place = Linear(D, D, bias=False) if aligned else None
+        self.log_temperature = None
+        if config.attention == "qk_norm":
+            self.log_temperature = nn.Parameter(torch.empty(self.n_heads))
+        self.temperature = config.temperature
 
-    def read(self, tokens: Float[Tensor, "B N D"]) -> KeysValues:
-        B, N, D = tokens.shape
-        kv = self.kv(tokens).view(B, N, 2, self.n_heads, D // self.n_heads)
-        k, v = kv.permute(2, 0, 3, 1, 4)
-        return k, v
+    def first_values(self) -> dict[str, Tensor]:
+        return {"log_temperature": torch.full((self.n_heads,), math.log(self.temperature))}
 
-    def forward(self, x: Float[Tensor, "B L T D"], memory: KeysValues) -> Float[Tensor, "B L T D"]:
+    def read(
+        self,
+        tokens: Float[Tensor, "B D N"],
+        place: Float[Tensor, "#B D N"] | None,
+        padding: Bool[Tensor, "B N"] | None,
+    ) -> KeysValues:
+        """Compute the keys and values of the tokens."""
+        B, D, N = tokens.shape
+        keys = project(self.k.weight, tokens)
+        if self.place is not None and place is not None:
+            keys = keys + project(self.place.weight, place)
+        keys = keys.view(B, self.n_heads, D // self.n_heads, N)
+        if self.log_temperature is not None:
+            keys = F.normalize(keys, dim=2)
+        values = project(self.v.weight, tokens).view(B, self.n_heads, D // self.n_heads, N)
+        return KeysValues(keys, values, padding)
+
+    def queries(
+        self, x: Float[Tensor, "B L T D"], place: Float[Tensor, "B L T D"] | None
+    ) -> Float[Tensor, "B M D"]:
         B, L, T, D = x.shape
-        q = self.q(x).view(B, L * T, self.n_heads, D // self.n_heads).transpose(1, 2)
-        y = F.scaled_dot_product_attention(q, *memory)  # no causal mask: lanes fold into queries
-        return self.out(y.transpose(1, 2).reshape(B, L, T, D))
+        q = self.q(x)
+        if self.place is not None and place is not None:
+            q = q + self.place(place)
+        if self.log_temperature is None:
+            return q.view(B, L * T, D) / math.sqrt(D // self.n_heads)
+        q = F.normalize(q.view(B, L * T, self.n_heads, -1), dim=-1)
+        return (q * self.log_temperature.exp()[:, None]).flatten(2)
 
-    def weights(self, x: Float[Tensor, "B L T D"], memory: KeysValues) -> Tensor:
-        B, L, T, D = x.shape
-        q = self.q(x).view(B, L * T, self.n_heads, D // self.n_heads).transpose(1, 2)
-        scores = q @ memory[0].transpose(-1, -2) / math.sqrt(q.shape[-1])
-        return scores.softmax(-1).view(B, self.n_heads, L, T, -1)
+    def forward(
+        self,
+        x: Float[Tensor, "B L T D"],
+        memory: KeysValues,
+        place: Float[Tensor, "B L T D"] | None,
+        weights: list[Tensor] | None = None,
+    ) -> Float[Tensor, "B L T D"]:
+        q = self.queries(x, place)
+        if weights is not None:
+            of_block = attention_weights(q, memory.keys, memory.padding)
+            weights.append(of_block.unflatten(2, x.shape[1:3]))  # (B, H, L, T, N)
+        return self.out(attend(q, memory.keys, memory.values, memory.padding).view(x.shape))
 
 
 class Block(nn.Module):
-    def __init__(self, config: ModelConfig) -> None:
+    """Self-attention, cross-attention, feed-forward, each on a residual path."""
+
+    def __init__(self, config: ModelConfig, aligned: bool) -> None:
         super().__init__()
         D = config.d_model
+        self.pre = config.norm == "pre"
+        self.cross_first = config.order == "cross_first"
         self.norm_self, self.norm_cross, self.norm_ff = (nn.LayerNorm(D) for _ in range(3))
         self.self_attention = SelfAttention(config)
-        self.cross_attention = CrossAttention(config)
-        self.ff = nn.Sequential(nn.Linear(D, config.d_ff), nn.GELU(), nn.Linear(config.d_ff, D))
+        self.cross_attention = CrossAttention(config, aligned)
+        self.ff = nn.Sequential(Linear(D, config.d_ff), nn.GELU(), Linear(config.d_ff, D))
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, x: Tensor, memory: KeysValues, cache: Cache | None, weights: list[Tensor] | None
-    ) -> Tensor:
-        x = x + self.self_attention(self.norm_self(x), cache)
-        h = self.norm_cross(x)
-        if weights is not None:
-            weights.append(self.cross_attention.weights(h, memory))
-        x = x + self.cross_attention(h, memory)
-        return x + self.ff(self.norm_ff(x))
+        self,
+        x: Float[Tensor, "B L T D"],
+        memory: KeysValues,
+        place: Float[Tensor, "B L T D"] | None = None,
+        cache: Cache | None = None,
+        weights: list[Tensor] | None = None,
+    ) -> Float[Tensor, "B L T D"]:
+        """Run the block; with `weights`, the cross-attention's are appended to it."""
+
+        def read_lane(h: Tensor) -> Tensor:
+            return self.self_attention(h, cache)
+
+        def read_image(h: Tensor) -> Tensor:
+            return self.cross_attention(h, memory, place, weights)
+
+        parts = [(self.norm_self, read_lane), (self.norm_cross, read_image)]
+        if self.cross_first:
+            parts.reverse()
+        for norm, part in [*parts, (self.norm_ff, self.ff)]:
+            x = self._residual(x, norm, part)
+        return x
+
+    def _residual(self, x: Tensor, norm: nn.Module, part: Callable[[Tensor], Tensor]) -> Tensor:
+        if self.pre:
+            return x + self.dropout(part(norm(x)))
+        return norm(x + self.dropout(part(x)))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -16,33 +17,44 @@ EMBEDDING_STD = 0.02
 
 
 @runtime_checkable
-class SetsOwn(Protocol):
-    """A module that sets some of its own parameters itself."""
+class HasFirstValues(Protocol):
+    """A module that knows better than the rules below how some of its own parameters start."""
 
-    def first_values(self) -> dict[str, Tensor]:
-        """Give first values by parameter name; the others are drawn."""
+    def first_values(self) -> Mapping[str, Tensor | float]:
+        """Give by parameter name a first value, or the standard deviation to draw it with."""
         ...
 
 
 @torch.no_grad()
 def initialise(model: nn.Module, seed: int) -> None:
-    """Draw every parameter of `model` in place.
+    """Draw every parameter of `model` in place, on the CPU so that devices agree.
 
     Norms start as the identity and biases at 0. A matrix (out, in) gets variance 1 / in, so that
-    what it writes has the scale of what it reads; an embedding's rows are small.
+    what it writes has the scale of what it reads. Embeddings are small: a step of the optimiser
+    then changes much of them, which is what lets 500 steps at 1e-4 learn an image.
     """
     for path, module in model.named_modules():
-        own = module.first_values() if isinstance(module, SetsOwn) else {}
+        own = _own_values(module)
         for leaf, parameter in module.named_parameters(recurse=False):
-            name = f"{path}.{leaf}" if path else leaf
-            if leaf in own:
-                parameter.copy_(own[leaf])
-            elif parameter.ndim == 1:
-                parameter.fill_(1.0 if isinstance(module, nn.LayerNorm) and leaf == "weight" else 0)
+            first = own.get(leaf, _rule(module, leaf, parameter))
+            if parameter.is_meta:
+                continue
+            if isinstance(first, Tensor):
+                parameter.copy_(first)
             else:
-                small = isinstance(module, nn.Embedding)
-                std = EMBEDDING_STD if small else 1 / math.sqrt(parameter.shape[-1])
-                parameter.copy_(torch.randn(parameter.shape, generator=stream(seed, name)) * std)
+                generator = stream(seed, f"{path}.{leaf}" if path else leaf)
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * first)
+
+
+def _own_values(module: object) -> Mapping[str, Tensor | float]:
+    return module.first_values() if isinstance(module, HasFirstValues) else {}
+
+
+def _rule(module: nn.Module, leaf: str, parameter: Tensor) -> Tensor | float:
+    if parameter.ndim == 1:
+        one = isinstance(module, nn.LayerNorm) and leaf == "weight"
+        return torch.ones(()) if one else torch.zeros(())
+    return EMBEDDING_STD if isinstance(module, nn.Embedding) else 1 / math.sqrt(parameter.shape[-1])
 
 
 def stream(seed: int, name: str) -> torch.Generator:

@@ -1,55 +1,155 @@
-"""LaneLM: lanes written as sequences of x tokens while looking at visual tokens."""
+"""LaneLM: each lane a sequence of x tokens, one per row, written while looking at visual tokens."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Literal, overload
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from model.allocator import keep_freed_memory
 from model.config import TrainConfig
 from model.decoder import Block, Cache, KeysValues
 from model.init import initialise
-from model.tokenizer import make_tokenizer
-from model.visual import LEVELS, VisualEncoder, visual_tokens
-
-__all__ = ["LaneLM", "Memory", "count_parameters", "visual_tokens"]
+from model.matmul import Linear
+from model.positions import LEVELS, Grid, make_grids, sharp
+from model.selection import Selected, keep_all, make_selection
+from model.tokenizer import make_tokenizer, row_positions
+from model.visual import Statistics, VisualEncoder
 
 
 @dataclass(frozen=True)
 class Memory:
-    tokens: Float[Tensor, "B N D"]
+    """What the decoder may look at: B images, encoded once."""
+
+    selected: Selected
     blocks: tuple[KeysValues, ...]
-    padding: Bool[Tensor, "B N"] | None
-    pool_weights: Tensor | None = None
+    """keys and values of each block"""
+    grids: tuple[tuple[Grid, ...], ...]
+    """the cells that each block's tokens were or were made of, level after level"""
+    features: Sequence[Float[Tensor, "B _c _h _w"]]
+
+    @property
+    def tokens(self) -> Float[Tensor, "B N D"]:
+        return self.selected.values.mT
+
+    @property
+    def padding(self) -> Bool[Tensor, "B N"] | None:
+        return self.selected.padding
+
+    @cached_property
+    def pool_weights(self) -> Float[Tensor, "B K N"] | None:
+        """With pool or topk: the share of each original token in each that is left."""
+        return None if self.selected.weights is None else self.selected.weights()
+
+    @cached_property
+    def statistics(self) -> dict[str, float]:
+        """Mean and std of the features before norm and projection, and of the visual tokens."""
+        raw = torch.cat([feature.flatten() for feature in self.features])
+        tokens = self.tokens if self.padding is None else self.tokens[~self.padding]
+        return {
+            "mean_before": raw.mean().item(),
+            "std_before": raw.std().item(),
+            "mean": tokens.mean().item(),
+            "std": tokens.std().item(),
+        }
+
+    def over_cells(self, weights: Float[Tensor, "B *q N"]) -> Float[Tensor, "B *q N0"]:
+        """Turn attention over tokens into attention over cells (pool, topk: weight times share)."""
+        if self.pool_weights is None:
+            return weights
+        return torch.einsum("b...k,bkn->b...n", weights, self.pool_weights)
+
+    def maps(self, block: int, weights: Float[Tensor, "B *q N"]) -> list[Float[Tensor, "B *q h w"]]:
+        """Lay one block's attention out as a map per level."""
+        grids = self.grids[block]
+        levels = self.over_cells(weights).split([grid.cells for grid in grids], dim=-1)
+        return [
+            level.unflatten(-1, (grid.height, grid.width))
+            for level, grid in zip(levels, grids, strict=True)
+        ]
 
 
 class LaneLM(nn.Module):
+    """encode(features) once per image, then forward(...) to train or generate(...) to decode.
+
+    Args:
+        config: the whole job's settings.
+        channels: of P3, P4, P5.
+        statistics: of P3, P4, P5, for visual.norm = standardize; may come with a state dict.
+    """
+
     def __init__(
-        self, config: TrainConfig, channels: tuple[int, int, int], statistics: Any = None
+        self,
+        config: TrainConfig,
+        channels: tuple[int, int, int],
+        statistics: Statistics | None = None,
     ) -> None:
         super().__init__()
+        keep_freed_memory()
         self.config = config
-        self.tokenizer = make_tokenizer(config.tokenizer, config.data.width)
         self.levels = LEVELS[config.visual.levels]
+        self.tokenizer = make_tokenizer(config.tokenizer, config.data.width)
         D, T, V = config.model.d_model, config.tokenizer.n_rows, self.tokenizer.vocab
-        self.visual = VisualEncoder(config, channels)
-        self.embed_x = nn.Embedding(V + 1, D)
-        self.embed_y = nn.Embedding(T + 1, D)
-        self.embed_row = nn.Embedding(T, D)
-        self.embed_lane = nn.Embedding(config.data.max_lanes, D)
-        self.blocks = nn.ModuleList(Block(config.model) for _ in range(config.model.n_layers))
-        self.norm = nn.LayerNorm(D)
-        self.head_x = nn.Linear(D, V)
-        self.head_y = nn.Linear(D, T + 1)
+        aligned = config.visual.position == "aligned"
+        with torch.random.fork_rng(devices=[]):  # torch's own draws, replaced below
+            self.visual = VisualEncoder(config, channels, statistics)
+            self.selection = make_selection(config)
+            self.embed_x = nn.Embedding(V + 1, D)
+            self.embed_y = nn.Embedding(T + 1, D)
+            self.embed_row = nn.Embedding(T, D)
+            self.embed_lane = nn.Embedding(config.data.max_lanes, D)
+            blocks = [Block(config.model, aligned) for _ in range(config.model.n_layers)]
+            self.blocks = nn.ModuleList(blocks)
+            self.norm = nn.LayerNorm(D) if config.model.norm == "pre" else nn.Identity()
+            self.head_x = Linear(D, V)
+            self.head_y = Linear(D, T + 1)
+        self.basis = None
+        if aligned:
+            heads = config.model.cross_heads or config.model.n_heads
+            self.basis = sharp(D, config.data.width, heads)
+            rows = torch.from_numpy(row_positions(config.tokenizer, config.data.height)).float()
+            self.register_buffer("row_codes", self.basis.rows(rows), persistent=False)
         initialise(self, config.seed)
 
-    def encode(self, features: list[Tensor], padding: Bool[Tensor, "B N"] | None = None) -> Memory:
+    def encode(
+        self,
+        features: Sequence[Float[Tensor, "B _c _h _w"]],
+        padding: Bool[Tensor, "B N"] | None = None,
+    ) -> Memory:
+        """Turn the pyramid levels of `self.levels` into keys and values.
+
+        Args:
+            features: one tensor per level used, finest first.
+            padding: True where a cell is not to be looked at; cells as in `Memory.grids`.
+        """
         tokens = self.visual(features, padding)
-        blocks = tuple(b.cross_attention.read(tokens.values) for b in self.blocks)
-        return Memory(tokens.values, blocks, tokens.padding)
+        selected = keep_all(tokens) if self.selection is None else self.selection(tokens)
+        grids = self.visual.grids
+        if self.config.model.memory == "concat":
+            parts = [slice(None)] * len(self.blocks)
+            seen = (grids,) * len(self.blocks)
+        else:  # block i reads level i, and begins again when there are more blocks than levels
+            stops = [sum(grid.cells for grid in grids[: i + 1]) for i in range(len(grids))]
+            of_level = [
+                slice(stop - grid.cells, stop) for stop, grid in zip(stops, grids, strict=True)
+            ]
+            parts = [of_level[i % len(grids)] for i in range(len(self.blocks))]
+            seen = tuple((grids[i % len(grids)],) for i in range(len(self.blocks)))
+        blocks = tuple(
+            block.cross_attention.read(
+                selected.values[..., part],
+                None if selected.place is None else selected.place[..., part],
+                None if selected.padding is None else selected.padding[..., part],
+            )
+            for block, part in zip(self._blocks(), parts, strict=True)
+        )
+        return Memory(selected, blocks, seen, features)
 
     def forward(
         self,
@@ -58,24 +158,56 @@ class LaneLM(nn.Module):
         y_in: Int[Tensor, "B L T"],
         lane_ids: Int[Tensor, "*B L"] | None = None,
     ) -> tuple[Float[Tensor, "B L T V"], Float[Tensor, "B L T rows"]]:
-        x = self._embed(ids_in, y_in, lane_ids, 0)
-        return self._heads(self._decode(x, memory))
+        """Give the logits of x ids and y steps at every step, from inputs as `shift` makes them.
+
+        Args:
+            memory: the images, encoded.
+            ids_in: what each step reads of x, 0 .. vocab.
+            y_in: what each step reads of y, 0 .. T.
+            lane_ids: which lane each of the L is; without, 0 .. L - 1.
+        """
+        h = self._decode(memory, ids_in, y_in, lane_ids)
+        return self.head_x(h), self.head_y(h)
 
     def attention(
-        self, memory: Memory, ids_in: Tensor, y_in: Tensor, lane_ids: Tensor | None = None
+        self,
+        memory: Memory,
+        ids_in: Int[Tensor, "B L T"],
+        y_in: Int[Tensor, "B L T"],
+        lane_ids: Int[Tensor, "*B L"] | None = None,
     ) -> list[Float[Tensor, "B heads L T N"]]:
+        """Give each block's cross-attention weights, differentiable; a pass of its own."""
         weights: list[Tensor] = []
-        self._decode(self._embed(ids_in, y_in, lane_ids, 0), memory, weights=weights)
+        self._decode(memory, ids_in, y_in, lane_ids, weights=weights)
         return weights
 
-    def shift(self, ids: Int[Tensor, "B L T"]) -> tuple[Tensor, Tensor]:
+    def shift(self, ids: Int[Tensor, "B L T"]) -> tuple[Int[Tensor, "B L T"], Int[Tensor, "B L T"]]:
+        """Give what the steps read when `ids` are written: the x and the y of the step before."""
         T = ids.shape[-1]
-        start = ids[..., :1] if self.config.model.start == "leak" else self._start(ids[..., :1])
-        point = self.tokenizer.walk(ids) > 0
-        y = torch.where(point, torch.arange(T, device=ids.device), T)
-        first = torch.full_like(y[..., :1], T)
-        return torch.cat([start, ids[..., :-1]], -1), torch.cat([first, y[..., :-1]], -1)
+        # Legacy leak: training reads its first target, which decoding cannot know.
+        leak = self.config.model.start == "leak"
+        start = ids[..., :1] if leak else torch.full_like(ids[..., :1], self.tokenizer.bos)
+        y = torch.where(self.tokenizer.walk(ids) > 0, torch.arange(T, device=ids.device), T)
+        none = torch.full_like(y[..., :1], T)
+        return torch.cat([start, ids[..., :-1]], -1), torch.cat([none, y[..., :-1]], -1)
 
+    @overload
+    def generate(
+        self,
+        memory: Memory,
+        n_lanes: int | None = None,
+        prompt: Int[Tensor, "B L k"] | None = None,
+        return_logits: Literal[False] = False,
+    ) -> Int[Tensor, "B L T"]: ...
+    @overload
+    def generate(
+        self,
+        memory: Memory,
+        n_lanes: int | None = None,
+        prompt: Int[Tensor, "B L k"] | None = None,
+        *,
+        return_logits: Literal[True],
+    ) -> tuple[Int[Tensor, "B L T"], Float[Tensor, "B L T V"]]: ...
     @torch.no_grad()
     def generate(
         self,
@@ -83,63 +215,90 @@ class LaneLM(nn.Module):
         n_lanes: int | None = None,
         prompt: Int[Tensor, "B L k"] | None = None,
         return_logits: bool = False,
-    ) -> Any:
+    ) -> Int[Tensor, "B L T"] | tuple[Int[Tensor, "B L T"], Float[Tensor, "B L T V"]]:
+        """Write the lanes 0 .. n_lanes - 1 of every image greedily, all at once, step by step.
+
+        A lane ends at its first blank after a point; what the model would write after it is 0.
+        Call `eval()` before, or dropout stays on.
+
+        Args:
+            memory: the images, encoded.
+            n_lanes: lanes per image; without, data.max_lanes.
+            prompt: ids of the first k steps, taken as written.
+            return_logits: also give the x logits each step was chosen from.
+        """
+        model, T = self.config.model, self.config.tokenizer.n_rows
         B, L = memory.tokens.shape[0], n_lanes or self.config.data.max_lanes
-        T = self.config.tokenizer.n_rows
-        ids = memory.tokens.new_zeros(B, L, T, dtype=torch.long)
-        started = ids.new_zeros(B, L, dtype=torch.bool)
-        ended = started.clone()
-        caches = [Cache() for _ in self.blocks]
-        x_in = self._start(ids[..., :1])
-        y_in = torch.full_like(x_in, T)
-        all_logits = []
+        ids = torch.zeros(B, L, T, dtype=torch.long, device=memory.tokens.device)
+        start = 0 if model.start == "leak" else self.tokenizer.bos
+        ids_in, y_in = torch.full_like(ids, start), torch.full_like(ids, T)
+        started = ended = torch.zeros(B, L, dtype=torch.bool, device=ids.device)
+        caches = [Cache(T) for _ in self.blocks]
+        logits = []
         for t in range(T):
-            h = self._decode(self._embed(x_in, y_in, None, t), memory, caches)
-            logits, _ = self._heads(h)
-            all_logits.append(logits)
-            chosen = logits[..., 0, :].argmax(-1)
+            h = self._decode(memory, ids_in[..., : t + 1], y_in[..., : t + 1], caches=caches)
+            logits.append(self.head_x(h))  # (B, L, 1, V)
+            chosen = logits[-1][:, :, 0].argmax(-1)
             if prompt is not None and t < prompt.shape[-1]:
                 chosen = prompt[..., t]
-            ids[..., t] = chosen.masked_fill(ended, 0)
+            elif self.config.decode.ends == "x_or_y":
+                chosen = chosen * (self.head_y(h)[:, :, 0].argmax(-1) < T)
+            ids[..., t] = chosen * ~ended
             point = self.tokenizer.walk(ids[..., : t + 1])[..., -1] > 0
-            ids[..., t] *= point
-            ended |= started & ~point
-            started |= point
-            x_in = ids[..., t : t + 1]
-            y_in = torch.where(point, t, T)[..., None]
-        return (ids, torch.cat(all_logits, dim=2)) if return_logits else ids
-
-    def _start(self, like: Tensor) -> Tensor:
-        leak = self.config.model.start == "leak"
-        return torch.full_like(like, 0 if leak else self.tokenizer.bos)
-
-    def _embed(self, ids: Tensor, y: Tensor, lane_ids: Tensor | None, first: int) -> Tensor:
-        L, T = ids.shape[-2:]
-        x = self.embed_x(ids) * self.config.model.x_scale + self.embed_y(y)
-        x = x + self.embed_row.weight[first : first + T]
-        if first == 0:
-            lanes = torch.arange(L, device=ids.device) if lane_ids is None else lane_ids
-            lane = self.embed_lane(lanes) * self.config.model.lane_scale
-            x = torch.cat([x[..., :1, :] + lane[..., None, :], x[..., 1:, :]], dim=-2)
-        return x
+            ids[..., t] *= point  # a step that starts nowhere is a blank
+            started, ended = started | point, ended | (started & ~point)
+            if t + 1 < T:  # legacy: decoding's x comes a step late, its y is a row off
+                late = int(model.decode_shift)
+                if t >= late:
+                    ids_in[..., t + 1] = ids[..., t - late]
+                y_in[..., t + 1] = torch.where(point, t + model.decode_y_offset, T)
+        return (ids, torch.cat(logits, dim=2)) if return_logits else ids
 
     def _decode(
         self,
-        x: Tensor,
         memory: Memory,
-        caches: list[Cache] | None = None,
+        ids_in: Int[Tensor, "B L T"],
+        y_in: Int[Tensor, "B L T"],
+        lane_ids: Tensor | None = None,
+        caches: Sequence[Cache] | None = None,
         weights: list[Tensor] | None = None,
-    ) -> Tensor:
-        for i, block in enumerate(self.blocks):
-            x = block(x, memory.blocks[i], caches[i] if caches else None, weights)
+    ) -> Float[Tensor, "B L t D"]:
+        """Run the blocks over all steps; with caches, over the last one only."""
+        L, T = ids_in.shape[-2:]
+        first = 0 if caches is None else T - 1
+        place = self._place(ids_in, first)
+        x = self.embed_x(ids_in[..., first:]) * self.config.model.x_scale
+        x = x + self.embed_y(y_in[..., first:]) + self.embed_row.weight[first:T]
+        if first == 0:
+            lanes = torch.arange(L, device=x.device) if lane_ids is None else lane_ids
+            lane = self.embed_lane(lanes)[..., None, :] * self.config.model.lane_scale
+            x = x + F.pad(lane, (0, 0, 0, T - 1))  # the start says which lane
+        for i, block in enumerate(self._blocks()):
+            x = block(x, memory.blocks[i], place, caches[i] if caches else None, weights)
         return self.norm(x)
 
-    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.head_x(x), self.head_y(x)
+    def _place(self, ids_in: Int[Tensor, "B L T"], first: int) -> Float[Tensor, "B L t D"] | None:
+        """Give the code of the row each step writes and the column it wrote last."""
+        if self.basis is None:
+            return None
+        column = F.pad(self.tokenizer.columns(ids_in[..., 1:]), (1, 0), value=-1.0)[..., first:]
+        code = self.basis.columns(column) * (column >= 0)[..., None]
+        return code + self.get_buffer("row_codes")[first : ids_in.shape[-1]]
+
+    def _blocks(self) -> Iterator[Block]:
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            yield block
 
 
 def count_parameters(config: TrainConfig, channels: tuple[int, int, int]) -> int:
-    """Count the trained parameters."""
+    """Count the trained parameters, without making them."""
     with torch.device("meta"):
-        model = LaneLM(config, channels)
-    return sum(p.numel() for p in model.parameters())
+        return sum(parameter.numel() for parameter in LaneLM(config, channels).parameters())
+
+
+def visual_tokens(config: TrainConfig) -> int:
+    """Count the tokens of an image that the decoder may look at (per_level: over its blocks)."""
+    cells = sum(grid.cells for grid in make_grids(config))
+    kept = config.visual.select_tokens
+    return {"none": cells, "pool": kept, "topk": min(cells, kept)}[config.visual.select]

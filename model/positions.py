@@ -1,26 +1,66 @@
-"""Where things are, as vectors: sinusoids of row and column px.
+"""Where things are: the grids of cells, and places in px as sinusoids.
 
 A code of d numbers is made of d / 4 frequencies, each with four: sine and cosine of the row, sine
 and cosine of the column. Codes add: code(row, column) = rows(row) + columns(column), each zero in
-the other's places, so that the codes of a whole grid are two small tables.
+the other's places.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-FINEST_STRIDE = 8
-"""px between neighbouring cells of the pyramid's finest level (P3)"""
+from model.config import TrainConfig
+
+LEVELS: dict[str, tuple[int, ...]] = {"p5": (2,), "p4p5": (1, 2), "full": (0, 1, 2)}
+"""`visual.levels` as indices of P3, P4, P5"""
+STRIDES = (8, 16, 32)
+"""px between neighbouring cells of P3, P4, P5"""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The cells of one pyramid level that become tokens, row by row."""
+
+    level: int
+    step: int
+    """every step-th row and column of the level is kept"""
+    height: int
+    """rows kept"""
+    width: int
+    """columns kept"""
+
+    @property
+    def cells(self) -> int:
+        return self.height * self.width
+
+    def rows(self) -> Float[Tensor, " height"]:
+        """Give the y px of the middle of each row of cells."""
+        return (torch.arange(self.height) * self.step + 0.5) * STRIDES[self.level]
+
+    def columns(self) -> Float[Tensor, " width"]:
+        """Give the x px of the middle of each column of cells."""
+        return (torch.arange(self.width) * self.step + 0.5) * STRIDES[self.level]
+
+
+def make_grids(config: TrainConfig) -> tuple[Grid, ...]:
+    """Give the grid of each level used, finest first."""
+    grids = []
+    for level in LEVELS[config.visual.levels]:
+        step = config.visual.stride if level < 2 else 1  # P5 is kept whole
+        height, width = config.data.height // STRIDES[level], config.data.width // STRIDES[level]
+        grids.append(Grid(level, step, -(-height // step), -(-width // step)))
+    return tuple(grids)
 
 
 @dataclass(frozen=True)
 class Basis:
-    """Wavelengths in geometric steps, per axis; `heads` equal slices of a code get an even mix."""
+    """Wavelengths in geometric steps per axis; `heads` equal slices of a code get an even mix."""
 
     d: int
     row: tuple[float, float]
@@ -48,10 +88,20 @@ class Basis:
 
 
 def sharp(d: int, width: int, heads: int = 1) -> Basis:
-    """Tell the finest level's neighbours apart (two cells a period), unique over the image."""
-    return Basis(d, (2 * FINEST_STRIDE, 2 * width), (2 * FINEST_STRIDE, 2 * width), heads)
+    """Tell P3's neighbours apart (two cells a period) and stay unique over the image."""
+    wavelengths = (2.0 * STRIDES[0], 2.0 * width)
+    return Basis(d, wavelengths, wavelengths, heads)
 
 
 def weak(d: int, height: int, width: int) -> Basis:
     """Legacy: the shortest period is the whole image, so that neighbours look the same."""
     return Basis(d, (height, 1e4 * height), (width, 1e4 * width))
+
+
+def codes(basis: Basis, grids: Sequence[Grid]) -> Float[Tensor, "d N"]:
+    """Give the code of every cell, channel-first."""
+    each = [
+        (basis.rows(grid.rows())[:, None] + basis.columns(grid.columns())).flatten(0, 1)
+        for grid in grids
+    ]
+    return torch.cat(each).T.contiguous()
