@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ablate.arm import RankedArm, arm_json, read_arm
 from ablate.nouns import Finding, Gate, Job, Result, Study
-from ablate.stats import Effect, contrasts, job_frame, pareto_front
+from ablate.stats import FACTOR, Effect, contrasts, job_frame, pareto_front
 
 if TYPE_CHECKING:
     from ablate.anova import Term
@@ -209,16 +209,22 @@ def _compare(
     variance: list[Term] = []
     designs = {design.name for design in study.designs}
     if base is not None and designs & {"one_at_a_time", "list", "paths"}:
-        effects += contrasts(frame, levels, base, metrics, "one at a time")
+        effects += contrasts(frame, levels, base, metrics, "one at a time", study.zipped)
     if best is not None:
-        effects += contrasts(frame, levels, best, metrics, "leave one out")
+        effects += contrasts(frame, levels, best, metrics, "leave one out", study.zipped)
     if designs & {"factorial", "fractional"}:
         from ablate import anova  # statsmodels takes over a second to import
 
-        names = [factor.name for factor in study.factors]
+        start = study.base_levels
+        alone = [f.name for f in study.factors if not any(f.name in g for g in study.zipped)]
+        for group in study.zipped:  # factors that vary together are one
+            name = "+".join(group)
+            frame[FACTOR + name] = frame[[FACTOR + f for f in group]].agg("+".join, axis=1)
+            start[name] = "+".join(start[f] for f in group)
+            alone.append(name)
         for metric in metrics:
-            effects += anova.main_effects(frame, names, study.base_levels, metric)
-            variance += anova.variance(frame, names, metric)
+            effects += anova.main_effects(frame, alone, start, metric)
+            variance += anova.variance(frame, alone, metric)
     return _mind_tokenizers(study, effects), variance
 
 
@@ -232,7 +238,9 @@ def _mind_tokenizers(study: Study, effects: Iterable[Effect]) -> list[Effect]:
     }
     marked = []
     for effect in effects:
-        ends = {(effect.factor, effect.level), (effect.factor, effect.against)}
+        names = effect.factor.split("+")
+        ends = {*zip(names, effect.level.split("+"), strict=False)}
+        ends |= {*zip(names, effect.against.split("+"), strict=False)}
         if effect.metric.endswith("/loss") and ends & touches:
             effect = replace(effect, note="tokenizers differ: raw losses are not comparable")
         marked.append(effect)

@@ -178,22 +178,22 @@ def paired_effect(
     return scale, differences, len(pairs) - len(whole)
 
 
-def one_factor_apart(
-    levels: Mapping[str, Mapping[str, str]], base: str
-) -> Iterable[tuple[str, str]]:
-    """Arms that differ from `base` in exactly one factor, with that factor.
+def one_axis_apart(
+    levels: Mapping[str, Mapping[str, str]], base: str, zipped: Sequence[Sequence[str]] = ()
+) -> Iterable[tuple[str, tuple[str, ...]]]:
+    """Arms that differ from `base` in one factor, or in factors that vary together; and which.
 
-    >>> list(one_factor_apart({"base": {"lr": "a", "clip": "a"}, "lr=b": {"lr": "b", "clip": "a"},
-    ...                        "all": {"lr": "b", "clip": "b"}}, "base"))
-    [('lr=b', 'lr')]
+    >>> list(one_axis_apart({"base": {"lr": "a", "clip": "a"}, "lr=b": {"lr": "b", "clip": "a"},
+    ...                      "all": {"lr": "b", "clip": "b"}}, "base"))
+    [('lr=b', ('lr',))]
     """
     reference = levels[base]
+    together = {name: tuple(group) for group in zipped for name in group}
     for arm, own in levels.items():
-        if own.keys() != reference.keys():
-            continue
-        changed = [name for name in own if own[name] != reference[name]]
-        if len(changed) == 1:
-            yield arm, changed[0]
+        changed = [name for name in own if own[name] != reference.get(name)]
+        axes = {together.get(name, (name,)) for name in changed}
+        if len(axes) == 1:
+            yield arm, axes.pop()
 
 
 def contrasts(
@@ -202,6 +202,7 @@ def contrasts(
     base: str,
     metrics: Sequence[str],
     kind: Literal["one at a time", "leave one out"],
+    zipped: Sequence[Sequence[str]] = (),
 ) -> list[Effect]:
     """Paired effects of every arm that is one factor away from `base`.
 
@@ -214,21 +215,22 @@ def contrasts(
         base: the arm compared against.
         metrics: one family of Holm's correction each.
         kind: how the effects are named.
+        zipped: groups of factors that vary together and count as one.
     """
     effects: list[Effect] = []
-    neighbours = list(one_factor_apart(levels, base))
+    neighbours = list(one_axis_apart(levels, base, zipped))
     for metric in metrics:
         family: list[Effect] = []
-        for arm, factor in neighbours if metric in frame else ():
+        for arm, factors in neighbours if metric in frame else ():
             scale, differences, lost = paired_effect(frame, arm, base, metric)
             estimate, low, high = _back(differences, scale)
             family.append(
                 Effect(
                     kind=kind,
                     metric=metric,
-                    factor=factor,
-                    level=levels[arm][factor],
-                    against=levels[base][factor],
+                    factor="+".join(factors),
+                    level="+".join(levels[arm][name] for name in factors),
+                    against="+".join(levels[base][name] for name in factors),
                     scale=scale,
                     estimate=estimate,
                     low=low,

@@ -99,6 +99,17 @@ def test_paired_effect_is_the_ratio_of_the_same_seeds():
     assert effect.clear
 
 
+def test_zipped_factors_count_as_one():
+    levels = {
+        "base": {"lr": "high", "clip": "1", "mode": "x"},
+        "together": {"lr": "low", "clip": "2", "mode": "x"},
+        "more": {"lr": "low", "clip": "2", "mode": "y"},
+    }
+    assert list(stats.one_axis_apart(levels, "base")) == []
+    found = list(stats.one_axis_apart(levels, "base", [("lr", "clip")]))
+    assert found == [("together", ("lr", "clip"))]
+
+
 def test_a_zero_is_compared_as_a_difference():
     frame = small_frame().assign(**{"final/px_error": [1.0, 0.0, 2.0, 0.5, 1.0, 1.0]})
     scale, differences, lost = stats.paired_effect(frame, "f=b", "base", "final/px_error")

@@ -1,0 +1,225 @@
+"""What a job, an arm and a study look like as MLflow runs. Pure: no MLflow in here.
+
+Kinds of runs, told apart by the tag `kind`: `execution` (one per `ablate run` that did something),
+`job` (its child), `config` (an arm: means over seeds, `low/` and `high/` ends of the intervals).
+A run carries the digest of what it shows in the tag `recorded`, so that recording again changes
+nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ablate.arm import RankedArm
+from ablate.nouns import Job, Result, Study
+from ablate.rank import Ranking
+
+PARAM_LIMIT = 6000
+TAG_LIMIT = 5000
+NAME = re.compile(r"[^\w\-. /:]")
+"""What MLflow allows in names of metrics, params and images."""
+PICTURE = re.compile(r"^(?P<key>.+?)[-_](?:step[-_]?)?(?P<step>\d+)$")
+
+STATUS = {"done": "FINISHED", "failed": "FAILED", "diverged": "FAILED", "pruned": "KILLED"}
+
+
+class Point(NamedTuple):
+    """One value of a metric; time in ms since 1970."""
+
+    key: str
+    value: float
+    time: int
+    step: int
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image of a job: `overlay_000100.png` is step 100 of `overlay`."""
+
+    path: Path
+    key: str
+    step: int
+
+
+def params_of(levels: Mapping[str, str], settings: Mapping[str, Any]) -> dict[str, str]:
+    """Levels under their factors' names, beside the flat settings without the seed."""
+    params = {path: value for path, value in settings.items() if path != "seed"}
+    params |= levels
+    return {NAME.sub("_", key): _text(value)[:PARAM_LIMIT] for key, value in params.items()}
+
+
+def tags_of(study: Study, job: Job, result: Result | None) -> dict[str, str]:
+    """How a job's run is found and told apart."""
+    tags = {
+        "kind": "job",
+        "study": study.name,
+        "job_id": job.id,
+        "arm": job.arm,
+        "seed": str(job.seed),
+        "design": job.design,
+        "state": "running",
+        **{f"fingerprint.{name}": digest for name, digest in job.fingerprints.items()},
+    }
+    if result is not None:
+        tags["state"] = result.state
+        tags |= {name: str(result.code[name]) for name in ("commit", "core") if name in result.code}
+        if result.error:
+            tags["reason"] = result.error[:TAG_LIMIT]
+            tags["mlflow.note.content"] = note(f"{result.state}: {result.error}")
+    return tags
+
+
+def note(text: str) -> str:
+    """Plain text as MLflow's description, which is Markdown with HTML."""
+    return html.escape(text[:TAG_LIMIT], quote=False)
+
+
+def recorded_digest(value: Any) -> str:
+    """Digest of what a run shows."""
+    form = asdict(value) if isinstance(value, Result) else value
+    return hashlib.sha256(json.dumps(form, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def history(events: Iterable[Mapping[str, Any]]) -> Iterator[Point]:
+    """The readings of a job's events; what is not a finite number is left out."""
+    for event in events:
+        step, metrics = event.get("step"), event.get("metrics")
+        if not isinstance(step, int) or not isinstance(metrics, Mapping):
+            continue
+        time = event.get("time")
+        stamp = int(1000 * time) if isinstance(time, int | float) else 0
+        for key, value in metrics.items():
+            if _is_number(value):
+                yield Point(NAME.sub("_", str(key)), float(value), stamp, step)
+
+
+def finals(result: Result, told: Iterable[str], time: int) -> list[Point]:
+    """A result's readings once at step 0, where MLflow draws bars, but for those told as lines.
+
+    The last evaluation of a history is of the final weights, so nothing is lost; a second value at
+    step 0 would bend the line.
+    """
+    names = {NAME.sub("_", name): value for name, value in result.metrics.items()}
+    told = set(told)
+    return [Point(k, v, time, 0) for k, v in names.items() if _is_number(v) and k not in told]
+
+
+def span(events: Sequence[Mapping[str, Any]]) -> tuple[int, int] | None:
+    """First and last time of a job's events, ms; None without any."""
+    times = [e["time"] for e in events if isinstance(e.get("time"), int | float)]
+    return (int(1000 * min(times)), int(1000 * max(times))) if times else None
+
+
+def pictures_of(folder: Path) -> list[Picture]:
+    """The images of a job, in order of their names."""
+    found = []
+    for path in sorted((folder / "pictures").glob("**/*")):
+        if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+            continue
+        name = path.relative_to(folder / "pictures").with_suffix("").as_posix()
+        match = PICTURE.match(name)
+        key, step = (match["key"], int(match["step"])) if match else (name, 0)
+        found.append(Picture(path, NAME.sub("_", key), step))
+    return found
+
+
+def picture_name(picture: Picture, time: int) -> str:
+    """The file name, without suffix, by which MLflow's UI knows key, step and time of an image."""
+    unique = hashlib.sha256(str(picture.path).encode()).hexdigest()[:32]
+    key = picture.key.replace("/", "~")
+    return f"{key}+step+{picture.step}+timestamp+{time}+{unique}"
+
+
+def mean_history(histories: Sequence[Iterable[Point]]) -> list[Point]:
+    """Means over seeds at the steps that all seeds have."""
+    sums: dict[tuple[str, int], list[float]] = {}
+    for points in histories:
+        once = {(point.key, point.step): point.value for point in points}
+        for place, value in once.items():
+            sums.setdefault(place, []).append(value)
+    return [
+        Point(key, math.fsum(values) / len(values), 0, step)
+        for (key, step), values in sums.items()
+        if len(values) == len(histories)
+    ]
+
+
+def config_points(arm: RankedArm, told: Iterable[str]) -> list[Point]:
+    """An arm's means once at step 0, and the ends of the intervals of what is not a cost."""
+    told = set(told)
+    points = []
+    for name, interval in arm.metrics.items():
+        key = NAME.sub("_", name)
+        if key not in told:
+            points.append(Point(key, _short(interval.mean), 0, 0))
+        if interval.low is not None and interval.high is not None and key.startswith("final/"):
+            points.append(Point(f"low/{key}", _short(interval.low), 0, 0))
+            points.append(Point(f"high/{key}", _short(interval.high), 0, 0))
+    points.append(Point("criteria/passed", arm.count("passed"), 0, 0))
+    points.append(Point("criteria/likely", arm.count("likely"), 0, 0))
+    if arm.rank is not None:
+        points.append(Point("criteria/rank", arm.rank, 0, 0))
+    return points
+
+
+def config_tags(study: Study, arm: RankedArm) -> dict[str, str]:
+    """How an arm's run is found, and its verdicts as words."""
+    states = ", ".join(f"{count} {state}" for state, count in sorted(arm.counts.items()))
+    tags = {
+        "kind": "config",
+        "study": study.name,
+        "arm": arm.arm,
+        "design": arm.design,
+        "seeds": " ".join(map(str, arm.seeds)),
+        "jobs": states,
+        **{f"verdict.{c.name}": c.verdict for c in arm.criteria},
+        **{f"gate.{gate.name}": gate.verdict for gate in arm.gates},
+    }
+    lines = [*arm.notes, *(f"{d.finding.rule}: {d.finding.text}" for d in arm.diagnosis)]
+    if lines:
+        tags["mlflow.note.content"] = note("\n\n".join(lines))
+    return tags
+
+
+def view_state(study: Study, ranking: Ranking) -> dict[str, Any]:
+    """The state of MLflow's runs table that shows arms with their levels and criteria.
+
+    The keys and column names are those that its "share view" button writes.
+    """
+    metrics = dict.fromkeys(c.conditions[0].metric for c in study.criteria)
+    columns = [
+        "metrics.`criteria/rank`",
+        "metrics.`criteria/passed`",
+        *(f"params.`{factor.name}`" for factor in study.factors),
+        *(f"metrics.`{NAME.sub('_', metric)}`" for metric in metrics),
+        *(f"tags.`verdict.{criterion.name}`" for criterion in study.criteria),
+    ]
+    return {
+        "searchFilter": "tags.kind = 'config'",
+        "orderByKey": "metrics.`criteria/rank`",
+        "orderByAsc": True,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "selectedColumns": columns,
+    }
+
+
+def _short(value: float) -> float:
+    """Four digits: a column of MLflow's table shows no more."""
+    return float(f"{value:.4g}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,179 @@
+"""How numbers, verdicts and effects are said: the same words in the terminal and in the report.
+
+Pure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from ablate.arm import ArmGate, CriterionReading, RankedArm, Verdict
+from ablate.rank import PX_ERROR, Ranking
+from ablate.stats import Effect, Interval
+
+MARKS: dict[Verdict, str] = {"passed": "✓", "likely": "~", "failed": "✗", "not testable": "?"}
+LEGEND = (
+    "✓ passed (the whole interval)  ~ likely (only the mean, or one seed)  ✗ failed  ? not testable"
+)
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number with so many significant digits, without an exponent where it can do without.
+
+    >>> [number(x) for x in (0.05309, 312.4, 41234.0, 0.00012, 0.0, None)]
+    ['0.0531', '312', '41234', '0.00012', '0', '-']
+    """
+    if value is None or math.isnan(value):
+        return "-"
+    if math.isinf(value):
+        return "∞" if value > 0 else "-∞"
+    if abs(value) >= 10**digits:
+        return f"{value:.0f}" if abs(value) < 1e7 else f"{value:.{digits}g}"
+    text = f"{value:.{digits}g}"
+    if "e" in text and abs(value) >= 1e-4:
+        text = f"{value:.{digits + 3}f}"
+    return text
+
+
+def measured(value: Interval | None) -> str:
+    """Mean and half width of the interval: `0.053 ±0.012`."""
+    if value is None:
+        return "-"
+    if value.high is None:
+        return number(value.mean)
+    return f"{number(value.mean)} ±{number(value.high - value.mean, 2)}"
+
+
+def name(metric: str) -> str:
+    """A metric as people say it: `final/px_error` is `px error`."""
+    return metric.rsplit("/", 1)[-1].replace("_", " ")
+
+
+def criterion_cell(criterion: CriterionReading) -> str:
+    """Mark and deciding value, which is named when it is not the criterion's first."""
+    deciding = criterion.deciding
+    text = f"{MARKS[criterion.verdict]} {measured(deciding.value)}"
+    if deciding.metric != criterion.readings[0].metric:
+        text += " " + name(deciding.metric).removeprefix(name(criterion.name)).strip()
+    return text
+
+
+def gate_word(gate: ArmGate) -> str:
+    """A failed gate in a word or two: what stands before the colon of its note, or its name."""
+    head, colon, _ = gate.note.partition(":")
+    return head if colon and len(head) <= 20 else gate.name.replace("_", " ")
+
+
+def short_notes(arm: RankedArm) -> str:
+    """An arm's notes, as short as a table needs them."""
+    words = [gate_word(gate) for gate in arm.gates if gate.verdict == "failed"]
+    for state in ("diverged", "failed", "pruned", "missing"):
+        if arm.counts.get(state):
+            words.append(f"{arm.counts[state]} {state}")  # noqa: PERF401 - reads better so
+    return ", ".join(words)
+
+
+def amount(effect: Effect) -> str:
+    """Estimate and interval: `x0.8 [0.6, 1.1]`, with a star when it is clear after Holm."""
+    if effect.estimate is None:
+        return f"no value in {effect.lost} seeds"
+    sign = "x" if effect.scale == "ratio" else ""
+    plus = "+" if effect.scale == "difference" and effect.estimate > 0 else ""
+    text = f"{sign}{plus}{number(effect.estimate, 2)}"
+    if effect.low is not None and effect.high is not None:
+        text += f" [{number(effect.low, 2)}, {number(effect.high, 2)}]"
+    return text + ("*" if effect.clear else "")
+
+
+def effect_line(effect: Effect) -> str:
+    """One effect in a line: `tokens: full -> p5: px error x0.8 [0.6, 1.1] (3 seeds)`."""
+    counted = "jobs" if effect.kind == "main effect" else "seeds"
+    counted = counted[:-1] if effect.n == 1 else counted
+    lost = f", {effect.lost} lost" if effect.lost and effect.estimate is not None else ""
+    note = f"; {effect.note}" if effect.note else ""
+    change = f"{effect.factor}: {effect.against} -> {effect.level}"
+    return f"{change}: {name(effect.metric)} {amount(effect)} ({effect.n} {counted}{lost}{note})"
+
+
+def effect_title(kind: str, ranking: Ranking) -> str:
+    """What a group of effects is measured against."""
+    return {
+        "one at a time": f"Each change alone, against {ranking.base}",
+        "leave one out": f"Each change taken back, against {ranking.best}",
+        "main effect": "Each level, averaged over the other factors",
+    }[kind]
+
+
+def sentences(ranking: Ranking) -> list[str]:
+    """The answer in a few sentences: who meets the criteria, who memorises, what went wrong."""
+    ended = [arm for arm in ranking.arms if arm.ended]
+    if not ended:
+        return ["No job has ended yet."]
+    said = [_winner(ended)]
+    said += _gates(ended)
+    trouble = [arm for arm in ended if not arm.seeds]
+    if trouble:
+        verb = "has" if len(trouble) == 1 else "have"
+        reason = trouble[0].troubles[0].error if trouble[0].troubles else ""
+        said.append(f"{_join(arm.arm for arm in trouble)} {verb} no finished job ({reason}).")
+    lever = strongest(ranking)
+    return [*said, lever] if lever else said
+
+
+def strongest(ranking: Ranking, metric: str = PX_ERROR) -> str | None:
+    """The clearest lever on px error (or what a core has in its place), in a sentence."""
+    effects = [e for e in ranking.effects if e.metric == metric and e.clear and e.estimate]
+    if not effects:
+        return None
+
+    def strength(effect: Effect) -> float:
+        assert effect.estimate is not None
+        finite = 0.0 < effect.estimate < math.inf
+        return abs(math.log(effect.estimate)) if effect.scale == "ratio" and finite else 0.0
+
+    best = max(effects, key=strength)
+    return f"Strongest lever on {name(metric)}: {effect_line(best)}."
+
+
+def _winner(ended: Sequence[RankedArm]) -> str:
+    total = len(ended[0].criteria)
+    whole = [arm for arm in ended if total and arm.count("passed") == total]
+    if whole:
+        verb = "meets" if len(whole) == 1 else "meet"
+        return f"{_join(arm.arm for arm in whole)} {verb} all {total} criteria."
+    best = ended[0]
+    passed = [name(c.name) for c in best.criteria if c.verdict == "passed"]
+    likely = [name(c.name) for c in best.criteria if c.verdict == "likely"]
+    missed = [name(c.name) for c in best.criteria if c.verdict in ("failed", "not testable")]
+    text = f"No configuration surely meets all {total} criteria. The first, {best.arm}, meets "
+    text += f"{len(passed)}" + (f" ({_join(passed)})" if passed else "")
+    text += f", likely {_join(likely)}" if likely else ""
+    return text + (f", and misses {_join(missed)}." if missed else ".")
+
+
+def _gates(ended: Sequence[RankedArm]) -> list[str]:
+    """One sentence per gate that fails somewhere."""
+    failing: dict[str, list[tuple[RankedArm, ArmGate]]] = {}
+    for arm in ended:
+        for gate in arm.gates:
+            if gate.verdict == "failed":
+                failing.setdefault(gate.name, []).append((arm, gate))
+    said = []
+    tested = [arm for arm in ended if arm.seeds]
+    for found in failing.values():
+        word, note = gate_word(found[0][1]), found[0][1].note
+        who = (
+            f"all {len(tested)} configurations"
+            if len(found) == len(tested) > 1
+            else _join(arm.arm for arm, _ in found)
+        )
+        detail = note.partition(": ")[2] if note.startswith(word + ": ") else note
+        example = f"{found[0][0].arm}: {detail}" if len(found) > 1 else detail
+        said.append(f"{word[0].upper()}{word[1:]} - {who} ({example}).")
+    return said
+
+
+def _join(words: Iterable[str]) -> str:
+    *head, last = list(words)
+    return f"{', '.join(head)} and {last}" if head else last
