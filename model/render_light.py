@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.random import Generator
 
-Colour = tuple[float, float, float]  # BGR; 0..255 for surfaces, factors for light
+Colour = tuple[float, float, float] | tuple[int, int, int]  # BGR; 0..255, or factors (light)
 
 
 @dataclass(frozen=True)

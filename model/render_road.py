@@ -65,10 +65,13 @@ class Road:
         centre = np.interp(v, rows, self.centre[::-1])
         return z, centre, np.interp(v, rows, self.scale[::-1])
 
-    def project(self, side: np.ndarray, up: np.ndarray, z: np.ndarray) -> np.ndarray:
+    def project(
+        self, side: np.ndarray | float, up: np.ndarray | float, z: np.ndarray | float
+    ) -> np.ndarray:
         """Points (m right of the camera, m above the road, m ahead) to px (..., 2)."""
-        table = (self.row, self.centre, self.scale, self.rise)
-        row, centre, scale, rise = (np.interp(1 / z, 1 / self.z[::-1], t[::-1]) for t in table)
+        tables = (self.row, self.centre, self.scale, self.rise)
+        inverse = 1 / self.z[::-1]
+        row, centre, scale, rise = (np.interp(1 / z, inverse, t[::-1]) for t in tables)
         return np.stack([centre + side * scale, row - up * rise], axis=-1)
 
 
@@ -123,7 +126,8 @@ def road_through(lanes: Sequence[Polyline], rng: Generator) -> Road:
         replace(style.line(rng, None, 0.0, _role(place, len(lanes), 1, False)), lane=lanes[index])
         for place, index in enumerate(order)
     )
-    left, right = offsets[0] - rng.uniform(0.6, 2.6), offsets[-1] + rng.uniform(0.6, 2.6)
+    left = min(offsets[0] - rng.uniform(0.6, 2.6), -2.5)
+    right = max(offsets[-1] + rng.uniform(0.6, 2.6), 2.5)
     return replace(
         road, left=left, right=right, lines=lines, lanes=_traffic(left, right, 3.6, 0.0, False)
     )
@@ -228,7 +232,7 @@ class _LineStyle:
 
     def line(self, rng: Generator, road: Road | None, offset: float, role: str) -> LaneLine:
         solid = rng.random() < {"edge": 0.8, "middle": 0.5, "lane": 0.12}[role]
-        left_edge = role == "edge" and offset < 0
+        left_edge = bool(role == "edge" and offset < 0)
         return LaneLine(
             lane=np.empty((0, 2)) if road is None else _label(road, offset),
             width=self.width * (1.0 if role == "edge" else rng.uniform(0.8, 1.0)),

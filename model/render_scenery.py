@@ -41,11 +41,11 @@ def paint_skyline(canvas: np.ndarray, top: float, light: Light, rng: Generator) 
     fine = np.interp(columns * 0.64 % 512, np.arange(512), noise[:, 1])
     if rng.random() < 0.6:
         hills = top - np.maximum(8 + coarse * 7, 0) * rng.uniform(0.6, 1.8)
-        _silhouette(canvas, hills, top, shade((96, 92, 74), light, 300))
+        _silhouette(canvas, hills, top, shade((96, 92, 74), light, 300.0))
     if rng.random() < 0.4:
         _town(canvas, top, light, rng)
     woods = top - np.maximum(3 + coarse * 2 + fine * 1.5, 0.5) * rng.uniform(0.6, 1.6)
-    _silhouette(canvas, woods, top, shade((46, 70, 54), light, 150))
+    _silhouette(canvas, woods, top, shade((46, 70, 54), light, 150.0))
 
 
 def _silhouette(canvas: np.ndarray, edge: np.ndarray, top: float, colour: np.ndarray) -> None:
@@ -57,7 +57,7 @@ def _town(canvas: np.ndarray, top: float, light: Light, rng: Generator) -> None:
     left = rng.uniform(-50, 200)
     while left < WIDTH:
         width, height = rng.uniform(14, 60), rng.uniform(6, 42)
-        colour = shade(rng.uniform(70, 150) * rng.uniform(0.9, 1.1, 3), light, 220)
+        colour = shade(rng.uniform(70, 150) * rng.uniform(0.9, 1.1, 3), light, 220.0)
         box = np.array([[0, 0], [width, 0], [width, -height], [0, -height]])
         box = box + np.array([left, top + 2])
         polygon(canvas, box, colour)
@@ -90,7 +90,7 @@ def roadside(road: Road, light: Light, rng: Generator) -> Things:
         trees = int(rng.choice([0, 6, 14, 26], p=[0.2, 0.25, 0.3, 0.25]))
         if kind != "houses":
             things += _plants(
-                road, edge + sign * rng.uniform(3.5, 8), sign, light, rng, (4, 11), trees
+                road, edge + sign * rng.uniform(3.5, 8), sign, light, rng, (4.0, 11.0), trees
             )
         if rng.random() < 0.55:
             things += _poles(road, edge + sign * (gap + 0.6), sign, light, rng)
@@ -219,7 +219,7 @@ def _house(
     )
 
     def draw(canvas: np.ndarray) -> None:
-        polygon(canvas, quad(near, far, 0, height), shade(colour, light, near, 0.35))
+        polygon(canvas, quad(near, far, 0.0, height), shade(colour, light, near, 0.35))
         polygon(canvas, front, shade(colour, light, near, 0.75))
         for floor in range(floors):
             for bay in range(bays):

@@ -17,7 +17,7 @@ _COLOURS = ((225, 225, 222), (180, 180, 178), (120, 120, 118), (45, 45, 44), (60
             (58, 48, 150), (130, 82, 48), (96, 128, 150), (70, 84, 62))  # fmt: skip
 _SLOPE = 0.13  # share of a car's length by which its rear window leans forward
 
-Shares = Sequence[tuple[float, float]]
+Shares = Sequence[tuple[float | int, float | int]]
 
 
 def traffic(road: Road, light: Light, rng: Generator, typical: bool) -> list[tuple[float, Draw]]:
@@ -165,9 +165,7 @@ class _Vehicle:
     def _shadow(self, canvas: np.ndarray, road: Road, light: Light) -> None:
         """Darken the ground under the vehicle."""
         left, right = self._on_face(road, [(-1.06, 0), (1.06, 0)])
-        back = road.project(
-            np.array(self.side), np.array(0.0), np.array(min(self.z + self.length, road.reach))
-        )
+        back = road.project(self.side, 0.0, min(self.z + self.length, road.reach))
         depth = max((left[1] - back[1]) * 0.2, (right[0] - left[0]) * 0.03, 1.0)
         x0, x1 = int(max(left[0] - 2, 0)), int(min(right[0] + 3, WIDTH))
         y0, y1 = int(max(left[1] - 2 * depth, 0)), int(min(left[1] + depth + 2, HEIGHT))

@@ -148,7 +148,7 @@ def input_lanes(
     return tuple(points for _, points in found[: config.max_lanes])
 
 
-def cut(points: Polyline, width: float, height: float) -> Polyline:
+def cut(points: Polyline, width: int, height: int) -> Polyline:
     """The part of a polyline inside [0, width) x [0, height), ending where it meets the edge.
 
     Of a polyline that leaves the image and comes back, the longest part stays (in rows), because a
@@ -175,7 +175,7 @@ def cut(points: Polyline, width: float, height: float) -> Polyline:
     return ascending(np.clip(line[start:stop], 0.0, last))
 
 
-def _x_at_bottom(points: Polyline, height: float) -> float:
+def _x_at_bottom(points: Polyline, height: int) -> float:
     """The x at which a lane meets the bottom row, prolonged from its lower end if need be."""
     x, y = points.T
     if y[-1] >= height:

@@ -144,5 +144,5 @@ def _numbers(line: Line, name: str, values: Any) -> np.ndarray:
     return np.array(values, dtype=float)
 
 
-def _finite(value: float) -> bool:
+def _finite(value: float | int) -> bool:
     return math.isfinite(value) and abs(value) < 1e9
