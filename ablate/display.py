@@ -219,7 +219,7 @@ def _counts(progress: Progress, now: float) -> Text:
             text.append(f"{n} {state}  ", style)
     text.append(f"{len(progress.running)} running")
     if progress.stopping:
-        text.append("  stopping: running jobs keep a checkpoint (Ctrl-C again: now)", "bold")
+        text.append("  stopping (Ctrl-C again: now)", "bold")
     elif (left := progress.seconds_left(now)) is not None:
         text.append(f"  {duration(left)} left")
     return text

@@ -13,19 +13,30 @@ from __future__ import annotations
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ablate.core import Core, CoreError, load_core
 from ablate.display import Display
 from ablate.engines import Engine, Notice, Outcome, Task, available_cores, make_engine
-from ablate.ledger import Ledger
+from ablate.ledger import Ledger, write_atomic
 from ablate.nouns import Job, Plan, Result, Study, StudyError
 from ablate.progress import Progress, effort
+from ablate.reader import resolved
 from ablate.scribe import Recorder, Scribe
 from ablate.stopping import StopFlag, stop_signals
 from ablate.worker import Worker, describe_code, describe_environment
+
+if TYPE_CHECKING:
+    from ablate.rank import Ranking
+
+Conclude = Callable[[Mapping[str, Result]], tuple["Ranking", Sequence[Path]]]
+"""Results -> the ranking and the files of the answer."""
+
+RECORD_PATIENCE = 3.0
+"""Seconds that a stopped run waits for MLflow."""
 
 TICK = 0.25
 """Seconds between looks at the events of running jobs."""
@@ -67,6 +78,7 @@ def run(
     options: RunOptions,
     display: Display,
     make_recorder: Callable[[], Recorder] | None = None,
+    conclude: Conclude | None = None,
 ) -> RunSummary:
     """Run the jobs of a plan that have not ended yet.
 
@@ -77,6 +89,7 @@ def run(
         options: how to run.
         display: where to show it.
         make_recorder: makes the record's writer, called in a thread of its own; None: no record.
+        conclude: called with the results once all jobs have ended, while `out` is still held.
 
     Raises:
         LockHeld: another coordinator works in `out`.
@@ -87,7 +100,10 @@ def run(
     begin = time.monotonic()
     ledger = Ledger(out)
     with ledger.lock(), stop_signals() as stop:
-        return _Coordinator(study, plan, ledger, options, display, stop, make_recorder).run(begin)
+        coordinator = _Coordinator(
+            study, plan, ledger, options, display, stop, make_recorder, conclude
+        )
+        return coordinator.run(begin)
 
 
 @dataclass
@@ -113,6 +129,7 @@ class _Coordinator:
     display: Display
     stop: StopFlag
     make_recorder: Callable[[], Recorder] | None
+    conclude: Conclude | None
     trained: list[str] = field(default_factory=list)
     running: dict[str, _Followed] = field(default_factory=dict)
 
@@ -125,6 +142,8 @@ class _Coordinator:
         todo = sorted((j for j in self.plan.jobs if self._due(results[j.id])), key=_longest_first)
         for line in self.ledger.warnings:
             self.display.say(line, "yellow")
+        self._keep_study()
+        self.display.say(self._opening(ended, todo))
         self.waiting = deque(_Followed(job) for job in todo)
         workers = min(self.options.workers or available_cores(), max(len(todo), 1))
         self.progress = Progress(self.plan.jobs, self.study.criteria, workers)
@@ -134,6 +153,8 @@ class _Coordinator:
             self._train(todo, workers)
         else:
             self.scribe.begin(self.plan)
+        if self.conclude is not None and not self.stop.asked:
+            self.scribe.tell("conclude", *self.conclude(self.progress.results))
         self._finish_record()
         missing = tuple(job_id for job_id in self.jobs if job_id not in self.progress.results)
         return RunSummary(
@@ -143,6 +164,26 @@ class _Coordinator:
             self.stop.asked and bool(missing),
             time.monotonic() - begin,
         )
+
+    def _keep_study(self) -> None:
+        """Write the study as it was resolved beside its answers."""
+        path = self.ledger.study_folder(self.study.name) / "study.yaml"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, resolved(self.study))
+        except OSError as error:
+            self.display.say(f"{path} cannot be written: {error.strerror}", "yellow")
+
+    def _opening(self, ended: Mapping[str, Result], todo: list[Job]) -> str:
+        """What there is and what is to do, in one line."""
+        line = f"{self.study.name}: {len(self.jobs)} jobs, {len(ended)} ended, {len(todo)} to run"
+        failed = sum(result.state == "failed" for result in ended.values())
+        if failed and not self.options.retry_failed:
+            line += f"; {failed} failed (--retry-failed runs them again)"
+        older = sum(result.code.get("core") != self.code["core"] for result in ended.values())
+        if older and not self.options.rerun:
+            line += f"; {older} results from older code (--rerun trains them again)"
+        return line
 
     def _due(self, result: Result | None) -> bool:
         if result is None:
@@ -166,7 +207,7 @@ class _Coordinator:
             self.worker,
             workers,
             timeout=self.study.timeout,
-            preload=("ablate.worker", *getattr(self.core, "preload", ())),
+            preload=("ablate.worker", "ablate.cli", *getattr(self.core, "preload", ())),
             stop_asked=lambda: self.stop.asked,
         )
         try:
@@ -297,16 +338,17 @@ class _Coordinator:
             self.scribe.tell("job_events", job, events)
 
     def _finish_record(self) -> None:
-        """Wait for the record's writer; the first Ctrl-C here leaves the rest to `record`."""
-        told = False
-        asked_before = self.stop.asked
+        """Wait for the record's writer; who stops the run waits for a moment only."""
+        told, deadline = False, None
         while not self.scribe.finish(TICK):
             if not told and self.scribe.backlog() > 10:
                 told = True
                 self.display.say("Writing the last jobs to MLflow ...")
-            if self.stop.asked and not asked_before:
-                self.display.say("MLflow is incomplete; `ablate record` completes it.", "yellow")
-                return
+            if self.stop.asked:
+                deadline = deadline or time.monotonic() + RECORD_PATIENCE
+                if time.monotonic() > deadline:
+                    self.display.say("MLflow is behind; the next run or `ablate record` catches up")
+                    return
         if (trouble := self.scribe.trouble()) is not None:
             self._tell_trouble(trouble)
 

@@ -6,9 +6,12 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ablate.nouns import Job, Plan, Result
+
+if TYPE_CHECKING:
+    from ablate.rank import Ranking
 
 
 class Recorder(Protocol):
@@ -21,6 +24,8 @@ class Recorder(Protocol):
     def job_events(self, job: Job, events: Sequence[dict[str, Any]]) -> None: ...
 
     def job_finished(self, job: Job, result: Result, folder: Path) -> None: ...
+
+    def conclude(self, ranking: Ranking, files: Sequence[Path]) -> None: ...
 
     def close(self) -> None: ...
 

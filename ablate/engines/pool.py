@@ -26,6 +26,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
@@ -36,6 +37,8 @@ ONE_THREAD: dict[str, str] = {
     "MKL_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
 }
+
+POLITE = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
 @dataclass
@@ -175,6 +178,7 @@ class PoolEngine:
 
 def _serve(pipe: Connection, work: Work) -> None:
     """Live as a worker process: one job after the other until told to leave."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, POLITE)
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
     faulthandler.enable()
@@ -219,10 +223,10 @@ def _worker_surroundings() -> Iterator[None]:
     Ctrl-C, a closed terminal or a terminated process group reach every process of the group; only
     the coordinator may act on them. Blocked here, not ignored: it hears them right after.
     """
+    resource_tracker.ensure_running()  # when it starts, it unblocks them: not within the block
     before = {name: os.environ.get(name) for name in ONE_THREAD}
     os.environ.update(ONE_THREAD)
-    polite = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, polite)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, POLITE)
     try:
         yield
     finally:

@@ -171,6 +171,25 @@ def test_a_killed_worker_costs_its_job_one_attempt(tmp_path: Path) -> None:
     assert sorted(result.attempts for result in results if result) == [1, 2]
 
 
+def test_ctrl_c_in_a_terminal_reaches_all_and_breaks_nothing(tmp_path: Path) -> None:
+    """The terminal signals the whole group: workers, their server and the coordinator."""
+    plan = toy_plan(4, steps=12, step_seconds=0.05)
+    command = [sys.executable, "-m", "tests.ablate.coordinate", str(tmp_path), "4", "0.05"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
+    path = Ledger(tmp_path).folder(plan.jobs[0].id) / "kept.json"
+    deadline = time.monotonic() + 30
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert "Traceback" not in errors.decode()
+    assert "Stopping" in errors.decode()
+    events = list(Ledger(tmp_path).events(plan.jobs[0].id))
+    assert events[-1]["event"] == "interrupted"
+    assert not ended(tmp_path, plan)
+
+
 def test_a_second_coordinator_is_refused(tmp_path: Path) -> None:
     process = coordinator(tmp_path, 24)
     try:
