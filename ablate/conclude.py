@@ -1,0 +1,54 @@
+"""From results to the answer on disk: ranking.json and report.html of a study."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ablate.core import Core
+from ablate.ledger import Ledger, write_atomic
+from ablate.nouns import Plan, Result, Study
+from ablate.rank import Ranking, judge, rank
+
+
+def results_of(plan: Plan, ledger: Ledger) -> dict[str, Result]:
+    """The results that there are, by job id."""
+    found = {job.id: ledger.result(job.id) for job in plan.jobs}
+    return {job_id: result for job_id, result in found.items() if result is not None}
+
+
+def rank_study(study: Study, plan: Plan, core: Core, results: Mapping[str, Result]) -> Ranking:
+    """Rank with the core's gates and findings, naming results of older code."""
+    gates, findings = judge(core, plan.jobs, results)
+    return rank(
+        study, plan.jobs, results, gates=gates, findings=findings, core_hash=core.source_hash()
+    )
+
+
+def write_ranking(ledger: Ledger, ranking: Ranking) -> Path:
+    path = ledger.study_folder(ranking.study) / "ranking.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, dumps(ranking.to_json()))
+    return path
+
+
+def write_report(
+    study: Study, plan: Plan, ledger: Ledger, ranking: Ranking, results: Mapping[str, Result]
+) -> Path:
+    """Write the report with every job's history and pictures."""
+    from ablate.report import render_report
+
+    histories = {job_id: list(ledger.events(job_id)) for job_id in results}
+    pictures = {
+        job_id: sorted((ledger.folder(job_id) / "pictures").glob("*.png")) for job_id in results
+    }
+    path = ledger.study_folder(study.name) / "report.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, render_report(study, plan, ranking, results, histories, pictures))
+    return path
+
+
+def dumps(value: Any) -> str:
+    return json.dumps(value, indent=1, allow_nan=False) + "\n"

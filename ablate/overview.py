@@ -1,0 +1,180 @@
+"""What a study is and how far it is, without running anything: `ablate plan`, `ablate status`."""
+
+from __future__ import annotations
+
+import fcntl
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from ablate.engines import available_cores
+from ablate.ledger import Ledger
+from ablate.nouns import Job, Plan, Result, Study
+from ablate.progress import Progress, duration
+
+ROWS = 200
+"""Jobs that the table of a plan lists; `--json` has them all."""
+
+ORDER = ("done", "failed", "diverged", "pruned", "running", "started", "missing")
+
+
+def state_of(ledger: Ledger, job: Job, result: Result | None) -> str:
+    """A result's state; else running, started (it has events, perhaps a checkpoint) or missing."""
+    if result is not None:
+        return result.state
+    folder = ledger.folder(job.id)
+    if not folder.exists():
+        return "missing"
+    if _locked(ledger, job):
+        return "running"
+    return "started" if (folder / "events.jsonl").exists() else "missing"
+
+
+def _locked(ledger: Ledger, job: Job) -> bool:
+    try:
+        with (ledger.folder(job.id) / "lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def states(plan: Plan, ledger: Ledger, results: Mapping[str, Result]) -> dict[str, str]:
+    return {job.id: state_of(ledger, job, results.get(job.id)) for job in plan.jobs}
+
+
+def plan_json(
+    study: Study, plan: Plan, state: Mapping[str, str], results: Mapping[str, Result]
+) -> dict[str, Any]:
+    """The form of `plan --json`."""
+    return {
+        "study": study.name,
+        "jobs": [
+            {
+                "job_id": job.id,
+                "arm": job.arm,
+                "levels": dict(job.levels),
+                "seed": job.seed,
+                "visual_tokens": job.size.get("visual_tokens"),
+                "parameters": job.size.get("parameters"),
+                "state": state[job.id],
+            }
+            for job in plan.jobs
+        ],
+        "estimate": estimate(study, plan, results),
+        "notes": list(plan.notes),
+    }
+
+
+def estimate(study: Study, plan: Plan, results: Mapping[str, Result]) -> dict[str, Any]:
+    """Time to go from what finished jobs took; null before any has finished."""
+    todo = [job.id for job in plan.jobs if job.id not in results]
+    workers = max(1, min(available_cores(), len(todo)))
+    progress = Progress(plan.jobs, study.criteria, workers)
+    progress.begin(results, todo)
+    seconds = progress.seconds_left(0.0) if todo else 0.0
+    return {"jobs": len(plan.jobs), "to_run": len(todo), "workers": workers, "seconds": seconds}
+
+
+def plan_table(study: Study, plan: Plan, state: Mapping[str, str]) -> Table:
+    """A row for each job: arm, what differs from the base, seed, size, state."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for column in ("job", "arm", "beside the base"):
+        table.add_column(column)
+    for column in ("seed", "visual tokens", "parameters"):
+        table.add_column(column, justify="right")
+    table.add_column("state")
+    base = study.base_levels
+    for job in plan.jobs[:ROWS]:
+        changed = [f"{name}={level}" for name, level in job.levels.items() if level != base.get(name)]
+        table.add_row(
+            job.id,
+            Text(job.arm),
+            Text(" ".join(changed)),
+            str(job.seed),
+            *(f"{job.size[key]:,.0f}" if key in job.size else "" for key in SIZES),
+            state[job.id],
+        )
+    return table
+
+
+SIZES = ("visual_tokens", "parameters")
+
+
+def plan_summary(
+    study: Study, plan: Plan, state: Mapping[str, str], guess: Mapping[str, Any]
+) -> str:
+    """What stands below the table."""
+    counts = Counter(state.values())
+    found = ", ".join(f"{counts[name]} {name}" for name in ORDER if counts[name])
+    lines = [
+        f"{study.name}: {len(plan.arms)} arms x {len(study.seeds)} seeds = "
+        f"{len(plan.jobs)} jobs ({found})"
+    ]
+    if len(plan.jobs) > ROWS:
+        lines.insert(0, f"... and {len(plan.jobs) - ROWS:,} more (--json lists all)")
+    if guess["to_run"] and guess["seconds"] is not None:
+        lines.append(f"about {duration(guess['seconds'])} to go with {guess['workers']} workers")
+    return "\n".join([*lines, *plan.notes])
+
+
+def status_json(
+    study: Study,
+    plan: Plan,
+    ledger: Ledger,
+    state: Mapping[str, str],
+    results: Mapping[str, Result],
+    core_hash: str,
+) -> dict[str, Any]:
+    """How far a study is: counts, what failed and why, what runs, results of older code."""
+    counts = Counter(state.values())
+    ends = [(job, results[job.id]) for job in plan.jobs if job.id in results]
+    return {
+        "study": study.name,
+        "jobs": len(plan.jobs),
+        "states": {name: counts[name] for name in ORDER if counts[name]},
+        "not_done": [
+            {"job_id": job.id, "arm": job.arm, "seed": job.seed, "state": result.state}
+            | {"error": result.error, "attempts": result.attempts}
+            for job, result in ends
+            if result.state != "done"
+        ],
+        "running": [
+            {"job_id": job.id, "arm": job.arm, "seed": job.seed, "step": _last_step(ledger, job)}
+            for job in plan.jobs
+            if state[job.id] == "running"
+        ],
+        "older_code": sum(result.code.get("core") != core_hash for _, result in ends),
+        "estimate": estimate(study, plan, results),
+        "warnings": list(ledger.warnings),
+    }
+
+
+def status_lines(status: Mapping[str, Any]) -> list[str]:
+    """The same for people."""
+    found = ", ".join(f"{n} {name}" for name, n in status["states"].items())
+    lines = [f"{status['study']}: {status['jobs']} jobs: {found}"]
+    lines += [
+        f"  {row['state']:9} {row['arm']} seed {row['seed']}: {row['error']}  ({row['job_id']})"
+        for row in status["not_done"]
+    ]
+    lines += [
+        f"  running   {row['arm']} seed {row['seed']} at step {row['step']}  ({row['job_id']})"
+        for row in status["running"]
+    ]
+    if status["older_code"]:
+        lines.append(f"{status['older_code']} results from older code: --rerun trains them again")
+    guess = status["estimate"]
+    if guess["to_run"] and guess["seconds"] is not None:
+        lines.append(f"about {duration(guess['seconds'])} to go with {guess['workers']} workers")
+    return [*lines, *status["warnings"]]
+
+
+def _last_step(ledger: Ledger, job: Job) -> int | None:
+    steps = [event["step"] for event in ledger.events(job.id) if "step" in event]
+    return steps[-1] if steps else None
