@@ -91,7 +91,9 @@ def plan_table(study: Study, plan: Plan, state: Mapping[str, str]) -> Table:
     table.add_column("state")
     base = study.base_levels
     for job in plan.jobs[:ROWS]:
-        changed = [f"{name}={level}" for name, level in job.levels.items() if level != base.get(name)]
+        changed = [
+            f"{name}={level}" for name, level in job.levels.items() if level != base.get(name)
+        ]
         table.add_row(
             job.id,
             Text(job.arm),
