@@ -127,6 +127,7 @@ def attention_uniformity(
     """H(p) / ln N of each query (N: unmasked keys), mean over heads and blocks; has a gradient."""
     parts = []
     for weights in attention:
+        weights = weights.float()
         entropy = -(weights * weights.clamp(min=1e-30).log()).sum(-1)  # (n, heads, L, T)
         N = weights.shape[-1]
         keys = torch.full_like(entropy[:, 0, 0, 0], N) if padding is None else (~padding).sum(-1)
@@ -155,6 +156,11 @@ class YWeight:
         self.seen = 0
         self.below = 0
         """Steps in a row with the running loss under the threshold."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether the next stage begins as soon as the steps so far allow it."""
+        return self.stage in (1, 2)
 
     def at(self, step: int) -> float:
         """Give w of a step, counted from 1."""

@@ -1,0 +1,253 @@
+"""A job as it runs: what it trains, how far it is, what it has read so far."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from model.backbone import CheckpointError
+from model.batches import Batches
+from model.checkpoint import Progress, resume, save_checkpoint, weights_of
+from model.conclude import final_readings, peak_memory_mb, reset_peak_memory
+from model.config import TrainConfig
+from model.exposure import Exposure, Prefix
+from model.lanelm import LaneLM, Memory
+from model.loss import Losses, YWeight, attention_uniformity
+from model.material import load_material
+from model.optim import make_optimizer
+from model.outcome import Diverged, Log
+from model.probe import readings, tokenizer_floor
+
+GROWTH = 10.0
+"""A run has diverged when its running objective is this many times what uniform guessing costs, or
+its own first step if that was worse. It ends runs that are lost and changes no number of the
+others, so it is no setting."""
+MEMORY = 20
+"""Steps that the running objective remembers."""
+CHECKPOINT = "checkpoint.pt"
+
+
+class Job:
+    """The parts of one run. `model.train.train` moves them step by step."""
+
+    def __init__(self, config: TrainConfig, log: Log, workdir: Path, cache: Path) -> None:
+        self._mark = time.perf_counter()
+        reset_peak_memory(torch.device(config.runtime.device))
+        self.config, self.log, self.workdir = config, log, workdir
+        self.device = torch.device(config.runtime.device)
+        self.material = load_material(config, cache)
+        self.progress = Progress()
+        self.y_weight = YWeight(config.loss)
+        workdir.mkdir(parents=True, exist_ok=True)
+        self._build()
+        if (workdir / CHECKPOINT).exists():
+            self._resume()
+        self.exposure = Exposure(config)
+        self.batches = Batches(
+            self.material.bank,
+            self.material.train.indices,
+            self.material.train.targets,
+            self.model.levels,
+            config.batch,
+            config.loss,
+            config.seed,
+            self.device,
+        )
+        self._pending: list[tuple[int, float, float, Tensor]] = []
+        if self.progress.step == 0:
+            floor = tokenizer_floor(self.material.train.targets, self.model.tokenizer)
+            self.progress.evaluated = self._read("train")
+            self.progress.start = self.progress.evaluated | floor
+            log(0, self.progress.start)
+        self._lap()
+
+    def _build(self) -> None:
+        """Make model and optimizer as they are before the first step."""
+        material = self.material
+        statistics = None
+        if self.config.visual.norm == "standardize":
+            statistics = material.bank.statistics(material.train.indices)
+        self.model = LaneLM(self.config, material.bank.channels, statistics).to(self.device)
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = make_optimizer(self.model, self.config.optim)
+        self.model.train()
+        self.penalty = self.config.loss.entropy_penalty
+
+    def _resume(self) -> None:
+        path = self.workdir / CHECKPOINT
+        try:
+            self.progress = resume(
+                path, self.config, self.material.name, self.model, self.optimizer
+            )
+        except CheckpointError as error:
+            self.log(0, {}, event=f"starting over: {error}")
+            self._build()
+        else:
+            self.y_weight.load(self.progress.y_weight)
+            self.log(self.progress.step, {}, event=f"resumed after step {self.progress.step}")
+
+    # -- during training ---------------------------------------------------------------------
+
+    def note(
+        self,
+        step: int,
+        lr: float,
+        y_weight: float,
+        grad_norm: Tensor,
+        parts: Sequence[tuple[Losses, Prefix]],
+    ) -> None:
+        """Keep a step's readings on the device, and look at them when it is time to."""
+        losses = [
+            torch.stack([one.loss, one.loss_x, one.loss_y, one.objective.detach(), prefix.own])
+            for one, prefix in parts
+        ]
+        row = torch.cat([torch.stack(losses).sum(0), grad_norm.detach()[None]])
+        self._pending.append((step, lr, y_weight, row))
+        self.progress.step = step
+        every = self.config.runtime.log_every
+        due = step % every == 0 or step in (1, self.config.optim.steps)
+        if due or self.y_weight.waits:
+            self.look()
+        if due:
+            self.log(step, self.progress.stepped)
+
+    def look(self) -> None:
+        """Bring the readings kept on the device over, in one go, and judge them step by step.
+
+        Raises:
+            Diverged: at the first step that was not finite or completed endless growth.
+        """
+        if not self._pending:
+            return
+        rows = torch.stack([row for *_, row in self._pending]).tolist()
+        pending, self._pending = self._pending, []
+        for (step, lr, y_weight, _), row in zip(pending, rows, strict=True):
+            names = ("loss", "loss_x", "loss_y", "objective", "own_tokens", "grad_norm")
+            read = dict(zip(names, row, strict=True)) | {"lr": lr, "y_weight": y_weight}
+            read["own_tokens"] /= self.config.batch.accumulate
+            if not self.exposure.own:
+                del read["own_tokens"]
+            self._judge(step, read)
+            clip = self.config.optim.clip
+            self.progress.clipped += clip is not None and read["grad_norm"] > clip
+            read["clipped_share"] = self.progress.clipped / step
+            event = self.y_weight.observe(step, read["loss_x"])
+            if self.y_weight.stage:
+                read["y_stage"] = self.y_weight.stage
+            self.progress.stepped = {f"train/{name}": value for name, value in read.items()}
+            if event:
+                self.log(step, {"train/y_stage": self.y_weight.stage}, event=event)
+
+    def _judge(self, step: int, read: Mapping[str, float]) -> None:
+        p, objective = self.progress, read["objective"]
+        for name in ("objective", "grad_norm"):
+            if not math.isfinite(read[name]):
+                raise Diverged(step, p.evaluated | p.stepped, f"{name} is {read[name]}")
+        if step == 1:
+            p.first_objective = p.running_objective = objective
+        p.running_objective += (objective - p.running_objective) / min(step, MEMORY)
+        bound = GROWTH * max(p.first_objective, math.log(self.model.tokenizer.vocab))
+        if p.running_objective > bound:
+            now = {f"train/{name}": value for name, value in read.items()}
+            raise Diverged(
+                step,
+                p.evaluated | now,
+                f"running objective {p.running_objective:.4g} > {bound:.4g}",
+            )
+
+    def evaluate(self) -> None:
+        """Take the cheap readings; keep the weights if none did better on the validation images."""
+        self.look()
+        self._lap("step_seconds")
+        read = self._read("train")
+        if len(self.material.val):
+            read |= self._read("val")
+            score = _score(read)
+            if score < self.progress.best_score:
+                self.progress.best_score, self.progress.best_step = score, self.progress.step
+                self.progress.best_weights = weights_of(self.model)
+        self.progress.evaluated = read
+        self.log(self.progress.step, read)
+        self._lap("evaluation_seconds")
+
+    def save(self) -> None:
+        """Write the checkpoint. After the last step no moments are kept: no step needs them."""
+        self.look()
+        self._lap("step_seconds")
+        done = self.progress.step == self.config.optim.steps
+        self.progress.y_weight = self.y_weight.state()
+        save_checkpoint(
+            self.workdir / CHECKPOINT,
+            self.config,
+            self.material.name,
+            self.progress,
+            self.model,
+            None if done else self.optimizer,
+        )
+        self._lap()
+
+    # -- at the end --------------------------------------------------------------------------
+
+    def finish(self) -> dict[str, float]:
+        """Take every reading of the trained weights, and tell what never came."""
+        p, steps = self.progress, self.config.optim.steps
+        self._lap()
+        if event := self.y_weight.unfinished(steps):
+            self.log(steps, {"train/y_stage": self.y_weight.stage}, event=event)
+        found = final_readings(
+            self.model,
+            self.material,
+            y_weight=self.y_weight.at(steps),
+            best=None if p.best_step == steps else p.best_weights,
+        )
+        if "attention/uniformity" in p.start:
+            found["final/uniformity_init"] = p.start["attention/uniformity"]
+        if p.best_step:
+            found["best/step"] = p.best_step
+        start = self._mark
+        self._lap()
+        found |= {
+            "cost/seconds": p.seconds,
+            "cost/steps_per_second": steps / p.step_seconds,
+            "cost/evaluation_seconds": p.evaluation_seconds,
+            "cost/final_seconds": self._mark - start,
+            "cost/peak_memory_mb": peak_memory_mb(self.device),
+        }
+        self.log(steps, found)
+        during = {name: v for name, v in p.evaluated.items() if not name.startswith("val/")}
+        return p.stepped | during | found
+
+    def uniformity(self, memory: Memory, prefix: Prefix) -> Float[Tensor, "n L T"]:
+        """Give the uniformity of each query over the visual tokens, for the entropy penalty."""
+        blocks = self.model.attention(memory, prefix.ids_in, prefix.y_in)
+        padding = memory.padding if memory.pool_weights is None else None
+        return attention_uniformity([memory.over_cells(weights) for weights in blocks], padding)
+
+    # -- help --------------------------------------------------------------------------------
+
+    def _read(self, prefix: Literal["train", "val"]) -> dict[str, float]:
+        m = self.material
+        split = m.shown if prefix == "train" else m.val
+        return readings(self.model, m.bank, split, prefix, donors=None, full=False)
+
+    def _lap(self, part: str | None = None) -> None:
+        """Book the time since the last call to a part of the run."""
+        now = time.perf_counter()
+        self.progress.seconds += now - self._mark
+        if part is not None:
+            setattr(self.progress, part, getattr(self.progress, part) + now - self._mark)
+        self._mark = now
+
+
+def _score(read: Mapping[str, float]) -> float:
+    """Validation px error per share of rows decoded: few rows, well met, are no success."""
+    coverage = read.get("val/coverage", 1.0)
+    px = read.get("val/px_error", math.inf)
+    return px / coverage if coverage > 0 and math.isfinite(px) else math.inf

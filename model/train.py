@@ -1,0 +1,94 @@
+"""Training: one job, one loop, resumable at any step.
+
+Every random number is drawn from a stream named by its place in the run ("order/3",
+"dropout/120/0"), so neither logging nor evaluation nor an interruption changes what comes after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from model.config import TrainConfig
+from model.exposure import Prefix
+from model.init import stream
+from model.job import Job
+from model.loss import Losses, compute_loss
+from model.optim import clip_gradients, lr_at, set_lr
+from model.outcome import Diverged, Interrupted, Log
+
+__all__ = ["Diverged", "Interrupted", "Log", "train"]
+
+
+def train(
+    config: TrainConfig,
+    log: Log,
+    workdir: Path,
+    cache: Path,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, float]:
+    """Train one job, on from `workdir/checkpoint.pt` if it is there, and read it at the end.
+
+    Args:
+        config: of the job.
+        log: receives readings and events. After a resumption the steps since the checkpoint come
+            again, with the same readings.
+        workdir: the job's folder, for its checkpoint and pictures.
+        cache: where frozen features lie, or are put if they are not there yet.
+        stop: asked before every step; True ends the run with a checkpoint.
+
+    Returns:
+        The readings named final/, val/, best/, test/, floor/, cost/, and the last of the others.
+
+    Raises:
+        Diverged: the objective is not finite, or grew without end.
+        Interrupted: after `stop()`.
+        DataError, CheckpointError, FeatureError: what it needs cannot be used.
+    """
+    torch.set_num_threads(config.runtime.threads)
+    job = Job(config, log, workdir, cache)
+    model, optimizer, steps = job.model, job.optimizer, config.optim.steps
+    bf16 = config.optim.precision == "bf16"
+    with torch.random.fork_rng([job.device] if job.device.type == "cuda" else []):
+        for step in range(job.progress.step + 1, steps + 1):
+            if stop():
+                job.save()
+                raise Interrupted(f"stopped after step {job.progress.step} of {steps}")
+            lr, y_weight = lr_at(step, config.optim), job.y_weight.at(step)
+            set_lr(optimizer, lr)
+            parts: list[tuple[Losses, Prefix]] = []
+            for part, batch in enumerate(job.batches.at(step)):
+                if config.model.dropout:
+                    torch.manual_seed(stream(config.seed, f"dropout/{step}/{part}").initial_seed())
+                # no cache of cast weights: one made in an own-token pass would have no gradient
+                with torch.autocast(
+                    job.device.type, torch.bfloat16, enabled=bf16, cache_enabled=False
+                ):
+                    memory = model.encode(batch.features)
+                    prefix = job.exposure.prefix(model, memory, batch.targets, step, part)
+                    logits_x, logits_y = model(memory, prefix.ids_in, prefix.y_in)
+                    penalised = job.uniformity(memory, prefix) if job.penalty else None
+                losses = compute_loss(
+                    logits_x,
+                    logits_y,
+                    prefix.targets,
+                    config.loss,
+                    y_weight,
+                    n_bins=config.tokenizer.n_bins,
+                    weights=batch.weights,
+                    totals=batch.totals,
+                    uniformity=penalised,
+                )
+                losses.objective.backward()
+                parts.append((losses, prefix))
+            grad_norm = clip_gradients(job.parameters, config.optim.clip)
+            optimizer.step()
+            optimizer.zero_grad()
+            job.note(step, lr, y_weight, grad_norm, parts)
+            if step == steps or step % config.evaluation.every == 0:
+                job.evaluate()
+            if step == steps or step % config.runtime.checkpoint_every == 0:
+                job.save()
+        return job.finish()

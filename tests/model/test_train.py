@@ -1,0 +1,429 @@
+import dataclasses
+import json
+import math
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from model import job as job_module
+from model.checkpoint import load_checkpoint
+from model.loss import compute_loss
+from model.outcome import Diverged, Interrupted
+from model.train import train
+from tests.model.tiny import Events, numbers, run, settings, tiny
+
+Numbers = dict[str, float]
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("features")
+
+
+AGREED = [
+    "final/loss",
+    "final/objective",
+    "final/loss_y",
+    "final/uniformity",
+    "final/uniformity_init",
+    "final/coverage",
+    "final/lane_count_error",
+    "val/coverage",
+    "val/f1",
+    "best/coverage",
+    "best/f1",
+    "floor/px_error",
+    "floor/px_error_max",
+    "train/loss",
+    "attention/uniformity",
+    "visual/std",
+    "cost/seconds",
+    "cost/steps_per_second",
+    "cost/peak_memory_mb",
+]
+
+VARIED = {  # all that a resumption has to get right at once
+    "model__dropout": 0.1,
+    "optim__schedule": "cosine",
+    "optim__warmup": 2,
+    "loss__y_schedule": "staged",
+    "loss__y_threshold": 50.0,
+    "loss__y_patience": 2,
+    "loss__y_hold": 2,
+    "loss__y_ramp": 4,
+    "exposure__mode": "scheduled_sampling",
+    "exposure__input_noise": 0.5,
+    "batch__accumulate": 2,
+    "batch__lanes": 3,
+    "data__train_images": 3,
+}
+
+
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[Numbers, Events]:
+    """What a tiny job reads, undisturbed."""
+    return run(tiny(), tmp_path_factory.mktemp("plain"), cache)
+
+
+@pytest.fixture(scope="session")
+def varied(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[Numbers, Events]:
+    return run(tiny(**VARIED), tmp_path_factory.mktemp("varied"), cache)
+
+
+def test_a_run_logs_and_returns_what_is_agreed(plain: tuple[Numbers, Events]) -> None:
+    metrics, events = plain
+    for name in ("loss", "loss_x", "loss_y", "objective", "lr", "grad_norm", "clipped_share"):
+        assert list(events.of(f"train/{name}")) == list(range(1, 9)), name
+    assert set(events.of("train/y_weight").values()) == {0.3}
+    for name in ("attention/uniformity", "attention/effective_tokens", "visual/mean", "visual/std"):
+        assert list(events.of(name)) == [0, 4, 8], name
+    assert list(events.of("val/lane_count_error")) == [4, 8]
+    for name in AGREED:
+        assert name in metrics, name
+    assert metrics["final/uniformity_init"] == events.of("attention/uniformity")[0]
+    assert metrics["attention/uniformity"] == pytest.approx(metrics["final/uniformity"], rel=1e-5)
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert events.lines[-1][0] == 8
+
+
+def test_two_undisturbed_runs_differ_in_cost_alone(
+    tmp_path: Path, cache: Path, varied: tuple[Numbers, Events]
+) -> None:
+    first, log = varied
+    second, again = run(tiny(**VARIED), tmp_path, cache)
+    assert numbers(first) == numbers(second)
+    assert [(s, numbers(m), e) for s, m, e in log.lines] == [
+        (s, numbers(m), e) for s, m, e in again.lines
+    ]
+
+
+def test_the_seed_makes_another_run(
+    tmp_path: Path, cache: Path, plain: tuple[Numbers, Events]
+) -> None:
+    other, _ = run(tiny(seed=1), tmp_path, cache)
+    assert plain[0]["train/loss"] != other["train/loss"]
+
+
+def test_how_often_it_logs_and_saves_changes_no_number(
+    tmp_path: Path, cache: Path, varied: tuple[Numbers, Events]
+) -> None:
+    rarely = tiny(**VARIED, runtime__log_every=5, runtime__checkpoint_every=100)
+    assert numbers(run(rarely, tmp_path, cache)[0]) == numbers(varied[0])
+
+
+@pytest.mark.parametrize("stops", [[0], [1], [3, 4], [5], [7], [2, 6]])
+def test_a_stopped_run_ends_as_an_undisturbed_one(
+    tmp_path: Path, cache: Path, stops: list[int], varied: tuple[Numbers, Events]
+) -> None:
+    config = tiny(**VARIED)
+    whole, log = varied
+    events = Events()
+    for stop in stops:
+        with pytest.raises(Interrupted):
+            train(config, events, tmp_path, cache, until(events, stop))
+        assert load_checkpoint(tmp_path / "checkpoint.pt")["progress"]["step"] == stop
+    assert numbers(train(config, events, tmp_path, cache)) == numbers(whole)
+    for name in ("train/loss", "train/grad_norm", "train/y_weight", "val/coverage"):
+        assert events.of(name) == log.of(name), name
+
+
+def until(events: Events, step: int) -> Callable[[], bool]:
+    """Stop when that step was logged."""
+    return lambda: max((s for s, m, _ in events.lines if "train/loss" in m), default=0) >= step
+
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+from model.presets import build
+from model.train import train
+settings, folder, cache = sys.argv[1:]
+log = lambda step, metrics, event=None: print(step, flush=True)
+metrics = train(build(json.loads(settings)), log, Path(folder), Path(cache))
+print(json.dumps(metrics))
+"""
+
+
+def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path: Path, cache: Path) -> None:
+    varied = settings(**VARIED, optim__steps=60, evaluation__every=20)
+    whole, _ = run(tiny(**VARIED, optim__steps=60, evaluation__every=20), tmp_path / "a", cache)
+    folder = tmp_path / "killed"
+    command = [sys.executable, "-c", SCRIPT, json.dumps(varied), str(folder), str(cache)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if int(line) >= 25:  # in the middle, past some checkpoints
+                process.send_signal(signal.SIGKILL)
+                break
+    assert process.returncode == -signal.SIGKILL
+    kept = load_checkpoint(folder / "checkpoint.pt")["progress"]["step"]
+    assert 24 <= kept < 60
+    metrics, events = run(tiny(**VARIED, optim__steps=60, evaluation__every=20), folder, cache)
+    assert events.events[0] == (kept, f"resumed after step {kept}")
+    assert numbers(metrics) == numbers(whole)
+
+
+def test_killed_after_the_last_step_only_the_readings_come_again(
+    tmp_path: Path, cache: Path, plain: tuple[Numbers, Events]
+) -> None:
+    run(tiny(), tmp_path, cache)
+    metrics, events = run(tiny(), tmp_path, cache)
+    assert numbers(metrics) == numbers(plain[0])
+    assert events.of("train/loss") == {}
+
+
+@pytest.mark.parametrize("damage", ["torn", "flipped", "empty", "foreign"])
+def test_a_damaged_checkpoint_starts_over_and_says_so(
+    tmp_path: Path, cache: Path, damage: str, plain: tuple[Numbers, Events]
+) -> None:
+    with pytest.raises(Interrupted):
+        train(tiny(), Events(), tmp_path, cache, stop_at(5))
+    path = tmp_path / "checkpoint.pt"
+    data = bytearray(path.read_bytes())
+    if damage == "torn":
+        path.write_bytes(data[: len(data) // 2])
+    elif damage == "flipped":
+        place = data.index(b"head_x.weight")  # in the pickle; and in the weights
+        data[place] ^= 1
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    elif damage == "empty":
+        path.write_bytes(b"")
+    else:
+        torch.save({"state_dict": {}}, path)
+    metrics, events = run(tiny(), tmp_path, cache)
+    (step, event) = events.events[0]
+    assert step == 0
+    assert event.startswith("starting over: checkpoint")
+    assert "\n" not in event
+    assert numbers(metrics) == numbers(plain[0])
+
+
+def test_a_checkpoint_of_other_settings_is_not_gone_on_from(
+    tmp_path: Path, cache: Path, plain: tuple[Numbers, Events]
+) -> None:
+    with pytest.raises(Interrupted):
+        train(tiny(optim__lr=0.5), Events(), tmp_path, cache, stop_at(5))
+    metrics, events = run(tiny(), tmp_path, cache)
+    assert "optim.lr was 0.5, now 0.0003" in events.events[0][1]
+    assert numbers(metrics) == numbers(plain[0])
+
+
+def stop_at(step: int) -> Any:
+    calls = iter(range(1000))
+    return lambda: next(calls) >= step
+
+
+@pytest.mark.parametrize("lanes", [None, 5])
+def test_accumulation_is_the_large_batch(tmp_path: Path, cache: Path, lanes: int | None) -> None:
+    def losses(images: int, accumulate: int) -> tuple[list[float], torch.Tensor]:
+        config = tiny(
+            data__train_images=4,
+            optim__steps=5,
+            evaluation__every=5,
+            batch__images=images,
+            batch__accumulate=accumulate,
+            loss__ends_weight=0.3,
+        )
+        folder = tmp_path / f"{images}x{accumulate}"
+        _, events = run(config, folder, cache)
+        weights = load_checkpoint(folder / "checkpoint.pt")["model"]["head_x.weight"]
+        return list(events.of("train/objective").values()), weights
+
+    large, small = losses(4, 1), losses(2, 2)
+    assert small[0] == pytest.approx(large[0], rel=1e-5)
+    assert torch.allclose(small[1], large[1], atol=1e-5)
+    assert losses(1, 4)[0] == pytest.approx(large[0], rel=1e-5)
+
+
+def test_y_stages_are_told_and_a_stage_never_reached_too(tmp_path: Path, cache: Path) -> None:
+    staged = {
+        "loss__y_schedule": "staged",
+        "loss__y_patience": 2,
+        "loss__y_hold": 2,
+        "loss__y_ramp": 2,
+    }
+    metrics, events = run(tiny(**staged, loss__y_threshold=50.0), tmp_path / "a", cache)
+    assert [(step, event[:9]) for step, event in events.events] == [
+        (2, "y stage 2"),
+        (4, "y stage 3"),
+    ]
+    weights = [events.of("train/y_weight")[step] for step in range(1, 9)]
+    assert weights == pytest.approx([0, 0, 0.1, 0.1, 0.2, 0.3, 0.3, 0.3])
+    assert metrics["train/y_stage"] == 3
+    metrics, events = run(tiny(**staged, loss__y_threshold=1e-6), tmp_path / "b", cache)
+    assert metrics["train/y_stage"] == 1
+    assert events.events[-1][0] == 8
+    assert "never reached" in events.events[-1][1]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = iter(range(1000))
+
+    def poisoned(*args: Any, **kwargs: Any) -> Any:
+        losses = compute_loss(*args, **kwargs)
+        bad = math.nan if next(calls) == 5 else 1.0
+        return dataclasses.replace(losses, objective=losses.objective * bad)
+
+    monkeypatch.setattr("model.train.compute_loss", poisoned)
+    for every in (1, 4):  # seen later, told right
+        calls = iter(range(1000))
+        with pytest.raises(Diverged) as caught:
+            run(tiny(runtime__log_every=every), tmp_path / str(every), cache)
+        assert caught.value.step == 6
+        assert "step 6: objective is nan" in str(caught.value)
+        assert all(math.isfinite(value) for value in caught.value.metrics.values())
+        assert "train/loss" in caught.value.metrics
+        assert "attention/uniformity" in caught.value.metrics
+
+
+def test_endless_growth_ends_the_run(tmp_path: Path, cache: Path) -> None:
+    with pytest.raises(Diverged, match="running objective") as caught:
+        run(tiny(optim__lr=30.0, optim__clip=None, optim__steps=200), tmp_path, cache)
+    assert caught.value.step < 200
+    assert caught.value.metrics["train/objective"] > 30
+
+
+def test_a_high_but_bounded_loss_is_no_divergence(tmp_path: Path, cache: Path) -> None:
+    metrics, _ = run(tiny(optim__lr=0.05, optim__steps=30), tmp_path, cache)
+    assert math.isfinite(metrics["train/loss"])
+
+
+def test_diverged_survives_the_way_out_of_a_worker() -> None:
+    error = pickle.loads(pickle.dumps(Diverged(7, {"train/loss": 2.0}, "objective is nan")))
+    assert (error.step, error.metrics) == (7, {"train/loss": 2.0})
+    assert str(error) == "diverged at step 7: objective is nan"
+
+
+def test_best_is_chosen_by_validation_px_not_by_training_loss(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, seen = job_module.readings, []
+    px = iter([9.0, 3.0, 6.0, 7.0])
+
+    def scripted(model: Any, bank: Any, split: Any, prefix: str, **options: Any) -> Any:
+        found = real(model, bank, split, prefix, **options)
+        if prefix == "val" and not options["full"]:
+            seen.append({name: w.clone() for name, w in model.state_dict().items()})
+            found |= {"val/px_error": next(px), "val/coverage": 1.0}
+        return found
+
+    monkeypatch.setattr(job_module, "readings", scripted)
+    metrics, _ = run(tiny(evaluation__every=2), tmp_path, cache)
+    assert metrics["best/step"] == 4
+    kept = load_checkpoint(tmp_path / "checkpoint.pt")
+    assert kept["progress"]["best_step"] == 4
+    for name, weight in kept["progress"]["best_weights"].items():
+        assert torch.equal(weight, seen[1][name])
+    assert torch.equal(kept["model"]["head_x.weight"], seen[3]["head_x.weight"])
+    assert metrics["best/loss"] != metrics["val/loss"]
+
+
+def test_few_rows_well_met_are_not_best() -> None:
+    score = job_module._score
+    assert score({"val/px_error": 4.0, "val/coverage": 1.0}) < score(
+        {"val/px_error": 1.0, "val/coverage": 0.1}
+    )
+    assert score({"val/coverage": 0.0}) == math.inf
+
+
+def test_without_validation_images_there_are_no_such_readings(tmp_path: Path, cache: Path) -> None:
+    metrics, events = run(tiny(data__val_images=0), tmp_path, cache)
+    names = {*metrics, *(name for _, m, _ in events.lines for name in m)}
+    assert not [name for name in names if name.startswith(("val/", "best/", "test/"))]
+    assert "final/loss" in metrics
+
+
+def test_test_images_are_read_once_at_the_end(tmp_path: Path, cache: Path) -> None:
+    metrics, events = run(tiny(data__test_images=1), tmp_path, cache)
+    assert "test/coverage" in metrics
+    assert list(events.of("test/coverage")) == [8]
+
+
+def test_evaluated_training_images_are_bounded(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    real = job_module.readings
+
+    def counted(model: Any, bank: Any, split: Any, prefix: str, **options: Any) -> Any:
+        sizes.append(len(split)) if prefix == "train" else None
+        return real(model, bank, split, prefix, **options)
+
+    monkeypatch.setattr(job_module, "readings", counted)
+    run(tiny(data__train_images=5, evaluation__train_images=2), tmp_path, cache)
+    assert set(sizes) == {2}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optim__precision": "bf16"},
+        {"optim__optimizer": "adam"},
+        {"loss__entropy_penalty": 5.0},
+        {"loss__soft_bins": 1.0},
+        {"loss__ends": "ignored"},
+        {"exposure__mode": "rollout", "exposure__rollout_rows": 2, "exposure__maximum": 1.0},
+        {"visual__norm": "standardize"},
+        {"optim__clip": None},
+        {"visual__select": "pool", "visual__select_tokens": 4, "loss__entropy_penalty": 1.0},
+    ],
+)
+def test_a_setting_changes_the_run(
+    tmp_path: Path, cache: Path, changes: dict[str, Any], plain: tuple[Numbers, Events]
+) -> None:
+    metrics, _ = run(tiny(**changes), tmp_path, cache)
+    assert metrics["final/loss"] != plain[0]["final/loss"]
+    assert all(math.isfinite(value) for value in metrics.values())
+
+
+def test_entropy_penalty_lowers_uniformity(tmp_path: Path, cache: Path) -> None:
+    steps = {"optim__steps": 60, "optim__lr": 0.003, "evaluation__every": 60}
+    plain, _ = run(tiny(**steps), tmp_path / "a", cache)
+    metrics, _ = run(tiny(**steps, loss__entropy_penalty=5.0), tmp_path / "b", cache)
+    assert metrics["final/uniformity"] < plain["final/uniformity"] - 0.05
+
+
+def test_own_tokens_are_logged(tmp_path: Path, cache: Path) -> None:
+    config = tiny(exposure__mode="scheduled_sampling", exposure__ramp=1.0, exposure__maximum=1.0)
+    _, events = run(config, tmp_path, cache)
+    shares = events.of("train/own_tokens")
+    assert shares[1] == 0
+    assert shares[8] > 0
+
+
+def test_the_global_random_state_is_left_alone(tmp_path: Path, cache: Path) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    run(tiny(model__dropout=0.2), tmp_path, cache)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_it_learns_an_image_by_heart(tmp_path: Path, cache: Path) -> None:
+    config = tiny(
+        data__train_images=1,
+        data__val_images=0,
+        model__d_model=32,
+        model__d_ff=64,
+        optim__steps=250,
+        optim__lr=0.01,
+        optim__schedule="cosine",
+        evaluation__every=250,
+        runtime__checkpoint_every=250,
+        runtime__log_every=50,
+    )
+    metrics, _ = run(config, tmp_path, cache)
+    assert metrics["final/loss"] < 0.1
+    assert metrics["final/px_error"] < 2 * metrics["floor/bound"]
