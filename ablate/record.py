@@ -329,8 +329,8 @@ def rebuild(
 
 
 def is_remote() -> bool:
-    """Whether MLFLOW_TRACKING_URI names a store of its own."""
-    return bool(os.environ.get("MLFLOW_TRACKING_URI"))
+    """Whether MLFLOW_TRACKING_URI names a tracking server, which others may use as well."""
+    return os.environ.get("MLFLOW_TRACKING_URI", "").startswith(("http://", "https://"))
 
 
 def store_uri(out: Path) -> str:

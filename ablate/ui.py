@@ -68,16 +68,16 @@ def serve(out: Path) -> Iterator[tuple[str, subprocess.Popen[bytes] | None]]:
     Raises:
         StudyError: there is no store, or the server does not answer.
     """
-    if is_remote() and store_uri(out).startswith("http"):
-        yield store_uri(out).rstrip("/"), None
+    uri = store_uri(out)
+    if is_remote():
+        yield uri.rstrip("/"), None
         return
-    database = Path(out).absolute() / "mlflow.db"
-    if not is_remote() and not database.exists():
+    if "MLFLOW_TRACKING_URI" not in os.environ and not (Path(out) / "mlflow.db").exists():
         raise StudyError(f"--out {out}: no mlflow.db there; run the study first")
     port = _free_port()
     base = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--workers", "1", "--backend-store-uri", store_uri(out)]
+    command += ["--port", str(port), "--workers", "1", "--backend-store-uri", uri]
     environment = {
         **os.environ,
         "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -123,6 +123,7 @@ def links(base: str, study: str) -> dict[str, str]:
     page = f"{base}/#/experiments/{experiment}/runs?workflowType=machine_learning"
     table = f"{page}&viewStateShareKey={SHARE_KEY}"
     compared = f"runs={quote(ids)}&experiments={quote(json.dumps([experiment]))}"
+    compared += "&workflowType=machine_learning"
     return {
         "all configurations": table,
         "their curves": f"{table}&compareRunsMode=CHART",

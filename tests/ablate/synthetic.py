@@ -6,7 +6,12 @@ import math
 import random
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
+import cv2
+import numpy as np
+
+from ablate.ledger import Ledger
 from ablate.nouns import (
     Condition,
     Criterion,
@@ -172,3 +177,28 @@ class Core:
                 "try visual.position=aligned with model.attention=qk_norm",
             ),
         )
+
+
+def keep(out: Path, of: Plan, results: Mapping[str, Result]) -> Ledger:
+    """Put jobs with their histories, one picture each and their results on disk."""
+    ledger = Ledger(out)
+    ledger.prepare()
+    for job in of.jobs:
+        folder = ledger.create(job)
+        for step in range(0, 50, 10):
+            loss = 5.0 * math.exp(-step / 15) + 0.01 * job.seed
+            event = {"step": step, "metrics": {"train/loss": loss, "train/lr": 1e-4}}
+            ledger.append_event(job.id, {"time": 1.7e9 + step, **event})
+        draw(folder / "pictures" / "overlay_train_0_000040.png", job.seed)
+        draw(folder / "pictures" / "attention_train_0_000040.png", job.seed + 5)
+        if job.id in results:
+            ledger.write_result(results[job.id])
+    return ledger
+
+
+def draw(path: Path, shade: int) -> None:
+    """A small picture that compresses like one."""
+    path.parent.mkdir(exist_ok=True)
+    image = np.full((64, 160, 3), 40 + shade, np.uint8)
+    cv2.line(image, (20 + shade, 63), (75, 10), (0, 255, 0), 2)
+    cv2.imwrite(str(path), image)

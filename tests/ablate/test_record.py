@@ -1,0 +1,291 @@
+"""MLflow shows what the ledger holds: completely, once, and with its levels and readings."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ablate import runs
+from ablate.ledger import Ledger
+from ablate.nouns import Plan, Study
+from ablate.rank import Ranking, judge, rank
+from ablate.record import SHARE_KEY, Recorder, connect, rebuild
+from tests.ablate import synthetic
+
+pytestmark = pytest.mark.filterwarnings("ignore:::(mlflow|alembic|sqlalchemy|pydantic)")
+
+
+@dataclass
+class Recorded:
+    """A study in MLflow."""
+
+    study: Study
+    plan: Plan
+    ledger: Ledger
+    ranking: Ranking
+
+    @property
+    def experiment(self) -> str:
+        found = connect(self.ledger.out).get_experiment_by_name(self.study.name)
+        assert found is not None
+        return found.experiment_id
+
+    def runs(self, where: str = "") -> list[Any]:
+        return list(connect(self.ledger.out).search_runs([self.experiment], where))
+
+    def run(self, job_id: str) -> Any:
+        (found,) = self.runs(f"tags.job_id = '{job_id}'")
+        return found
+
+
+def judged(study: Study, plan: Plan, ledger: Ledger) -> Ranking:
+    results = {job.id: result for job in plan.jobs if (result := ledger.result(job.id))}
+    gates, findings = judge(synthetic.Core(), plan.jobs, results)  # type: ignore[arg-type]
+    return rank(study, plan.jobs, results, gates=gates, findings=findings)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An OUT whose database is set up: that takes MLflow seconds."""
+    out = tmp_path_factory.mktemp("a run folder")  # with spaces
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        connect(out)
+        yield out
+
+
+@pytest.fixture(scope="module")
+def recorded(store: Path) -> Recorded:
+    study = synthetic.study(seeds=(0, 1))
+    plan = synthetic.plan(study)
+    results = synthetic.results(plan)
+    for job in plan.jobs:
+        if job.arm == "all but lr":  # none of its seeds ends well
+            results[job.id] = replace(results[job.id], state="diverged", metrics={}, error="nan")
+    ledger = synthetic.keep(store, plan, results)
+    ranking = judged(study, plan, ledger)
+    rebuild(study, plan, ledger, ranking)
+    return Recorded(study, plan, ledger, ranking)
+
+
+@pytest.fixture
+def another(store: Path, request: pytest.FixtureRequest) -> Recorded:
+    """A study of one arm in the same store, its jobs not run yet."""
+    study = synthetic.study(name=f"study of {request.node.name}", seeds=(0, 1))
+    plan = Plan([replace(j, id=f"{request.node.name}-{j.id}") for j in synthetic.plan(study).jobs])
+    plan = Plan([job for job in plan.jobs if job.arm == "base"])
+    ledger = Ledger(store)
+    return Recorded(study, plan, ledger, judged(study, plan, ledger))
+
+
+def test_a_run_per_job_and_arm_under_one_execution(recorded):
+    kinds = Counter(run.data.tags["kind"] for run in recorded.runs())
+    assert kinds == {"execution": 1, "job": 16, "config": 8}
+    (parent,) = recorded.runs("tags.kind = 'execution'")
+    for run in recorded.runs("tags.kind = 'job'"):
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert {run.info.status for run in recorded.runs()} <= {"FINISHED", "FAILED"}
+
+
+def test_a_jobs_run_has_levels_settings_tags_and_data(recorded):
+    job = recorded.plan.jobs[3]
+    run = recorded.run(job.id)
+    assert run.info.run_name == "tokens=p5 · seed 1"
+    assert run.data.params["tokens"] == "p5"
+    assert run.data.params["visual.levels"] == "p5"
+    assert run.data.params["optim.lr"] == "0.0003"
+    tags = run.data.tags
+    assert (tags["study"], tags["seed"], tags["state"]) == ("little", "1", "done")
+    assert (tags["commit"], tags["fingerprint.data"]) == ("abc123", "d" * 12)
+    (data,) = run.inputs.dataset_inputs
+    assert data.dataset.digest == "d" * 12
+
+
+def test_histories_are_lines_and_finals_bars(recorded):
+    client = connect(recorded.ledger.out)
+    job = recorded.plan.jobs[0]
+    run_id = recorded.run(job.id).info.run_id
+    losses = client.get_metric_history(run_id, "train/loss")
+    assert [point.step for point in losses] == [0, 10, 20, 30, 40]
+    assert losses[0].timestamp == 1_700_000_000_000
+    (px,) = client.get_metric_history(run_id, "final/px_error")
+    assert px.step == 0
+    result = recorded.ledger.result(job.id)
+    assert result is not None
+    assert px.value == result.metrics["final/px_error"]
+
+
+def test_pictures_are_there_as_images_over_the_steps(recorded):
+    client = connect(recorded.ledger.out)
+    run = recorded.run(recorded.plan.jobs[0].id)
+    files = [Path(item.path).name for item in client.list_artifacts(run.info.run_id, "images")]
+    assert sum(name.endswith(".png") for name in files) == 2
+    assert any(name.startswith("overlay_train_0+step+40+timestamp+") for name in files)
+    assert run.data.tags["mlflow.loggedImages"] == "True"
+    names = {item.path for item in client.list_artifacts(run.info.run_id)}
+    assert "config.json" in names
+
+
+@pytest.mark.parametrize(
+    ("arm", "state"), [("mode=relative", "diverged"), ("all but mode", "failed")]
+)
+def test_what_went_wrong_is_visible_with_its_reason(recorded, arm, state):
+    (run,) = recorded.runs(f"tags.arm = '{arm}' and tags.kind = 'job' and tags.seed = '1'")
+    assert run.info.status == "FAILED"
+    assert run.data.tags["state"] == state
+    assert run.data.tags["reason"]
+    assert "<script>" not in run.data.tags["mlflow.note.content"]
+
+
+def test_an_arms_run_has_means_intervals_and_verdicts(recorded):
+    (run,) = recorded.runs("tags.arm = 'all' and tags.kind = 'config'")
+    arm = recorded.ranking.arm("all")
+    px = arm.metrics["final/px_error"]
+    assert run.data.metrics["final/px_error"] == pytest.approx(px.mean, rel=1e-3)
+    assert run.data.metrics["high/final/px_error"] == pytest.approx(px.high, rel=1e-3)
+    assert run.data.metrics["criteria/rank"] == arm.rank
+    assert run.data.tags["verdict.loss"] == arm.criteria[0].verdict
+    assert run.data.params["lr"] == "1e-4"
+    assert "seed" not in run.data.params
+    history = connect(recorded.ledger.out).get_metric_history(run.info.run_id, "train/loss")
+    assert len(history) == 5
+
+
+def test_an_arm_that_never_ended_well_has_a_run_too(recorded):
+    (run,) = recorded.runs("tags.arm = 'all but lr' and tags.kind = 'config'")
+    assert run.info.status == "FAILED"
+    assert run.data.tags["jobs"] == "2 diverged"
+
+
+def test_the_saved_view_shows_levels_and_criteria(recorded):
+    experiment = connect(recorded.ledger.out).get_experiment(recorded.experiment)
+    view = json.loads(experiment.tags[f"mlflow.sharedViewState.{SHARE_KEY}"])
+    assert {"params.`tokens`", "metrics.`final/px_error`"} <= set(view["selectedColumns"])
+
+
+def test_rebuilding_again_changes_nothing(recorded, capfd):
+    before = {run.info.run_id for run in recorded.runs()}
+    rebuild(recorded.study, recorded.plan, recorded.ledger, recorded.ranking)
+    assert {run.info.run_id for run in recorded.runs()} == before
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_new_result_replaces_the_run_of_the_old(another):
+    job = another.plan.jobs[0]
+    synthetic.keep(another.ledger.out, another.plan, {job.id: synthetic.done(job)})
+    rebuild(another.study, another.plan, another.ledger, another.ranking)
+    first = another.run(job.id)
+    another.ledger.write_result(synthetic.done(job, {"final/px_error": 1.5}))
+    rebuild(another.study, another.plan, another.ledger, another.ranking)
+    second = another.run(job.id)
+    assert second.info.run_id != first.info.run_id
+    assert second.data.metrics["final/px_error"] == 1.5
+
+
+def test_followed_live_a_job_is_written_once(another):
+    """Events arrive in pieces, a resumed job repeats steps, then the result comes."""
+    job = another.plan.jobs[0]
+    recorder = Recorder(another.ledger.out, another.study)
+    recorder.start(another.plan)
+    another.ledger.create(job)
+    recorder.job_started(job)
+    assert another.run(job.id).info.status == "RUNNING"
+    for steps in ((0, 10, 20), (10, 20, 30)):
+        events = [{"time": 1.7e9 + s, "step": s, "metrics": {"train/loss": 9.0 - s}} for s in steps]
+        for event in events:
+            another.ledger.append_event(job.id, event)
+        recorder.job_events(job, [*events, {"event": "started", "attempt": 1}])
+    result = synthetic.done(job)
+    another.ledger.write_result(result)
+    recorder.job_finished(job, result, another.ledger.folder(job.id))
+    recorder.conclude(judged(another.study, another.plan, another.ledger))
+    recorder.close()
+    run = another.run(job.id)
+    assert run.info.status == "FINISHED"
+    history = connect(another.ledger.out).get_metric_history(run.info.run_id, "train/loss")
+    assert [point.step for point in history] == [0, 10, 20, 30]
+    (execution,) = another.runs("tags.kind = 'execution'")
+    assert execution.info.status == "FINISHED"
+    assert execution.data.tags["jobs.done"] == "1"
+
+
+def test_runs_that_a_killed_coordinator_left_open_are_closed(another):
+    killed = Recorder(another.ledger.out, another.study)
+    killed.start(another.plan)
+    killed.job_started(another.plan.jobs[0])
+    del killed
+    later = Recorder(another.ledger.out, another.study)
+    later.start(another.plan)
+    later.close()
+    assert {run.info.status for run in another.runs()} == {"KILLED"}
+    later = Recorder(another.ledger.out, another.study)
+    later.start(another.plan)
+    later.job_started(another.plan.jobs[0])  # it runs again: one run, not two
+    assert another.run(another.plan.jobs[0].id).info.status == "RUNNING"
+    later.close()
+    assert another.run(another.plan.jobs[0].id).data.tags["state"] == "interrupted"
+
+
+def test_more_than_a_batch_of_metrics_and_params(another):
+    job = replace(another.plan.jobs[0], settings={f"a.b{i}": i for i in range(150)})
+    another.ledger.create(job)
+    metrics = {f"train/m{i}": float(i) for i in range(300)}
+    for step in range(4):
+        another.ledger.append_event(job.id, {"time": 1.7e9, "step": step, "metrics": metrics})
+    another.ledger.write_result(synthetic.done(job))
+    recorder = Recorder(another.ledger.out, another.study)
+    recorder.start(Plan([job]))
+    recorder.close()
+    run = another.run(job.id)
+    assert len(run.data.params) == 150 + 3 + 1
+    assert run.data.metrics["train/m299"] == 299.0
+
+
+def test_a_deleted_experiment_is_restored(another):
+    client = connect(another.ledger.out)
+    Recorder(another.ledger.out, another.study)
+    client.delete_experiment(another.experiment)
+    Recorder(another.ledger.out, another.study)
+    assert client.get_experiment(another.experiment).lifecycle_stage == "active"
+
+
+def test_the_tracking_uri_of_the_environment_wins(another, tmp_path, monkeypatch):
+    place = tmp_path / "elsewhere.db"
+    place.write_bytes((another.ledger.out / "mlflow.db").read_bytes())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place}")
+    Recorder(another.ledger.out, another.study)
+    assert connect(another.ledger.out).get_experiment_by_name(another.study.name) is not None
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert connect(another.ledger.out).get_experiment_by_name(another.study.name) is None
+
+
+def test_names_and_values_that_mlflow_refuses_are_made_fit():
+    params = runs.params_of({"y loss": "x+0.3y"}, {"a(b)": [1, 2], "seed": 3, "long": "x" * 9000})
+    assert params["y loss"] == "x+0.3y"
+    assert params["a_b_"] == "[1, 2]"
+    assert "seed" not in params
+    assert len(params["long"]) == 6000
+
+
+def test_readings_that_are_no_numbers_are_left_out():
+    events = [
+        {"step": 1, "time": 2.0, "metrics": {"a": 1.0, "b": None, "c": float("nan")}},
+        {"event": "started"},
+        {"step": 2, "metrics": None},
+    ]
+    assert list(runs.history(events)) == [runs.Point("a", 1.0, 2000, 1)]
+
+
+def test_pictures_carry_their_step(tmp_path):
+    for name in ("overlay_train_0_000500.png", "legend.png", "deep/attention-step-12.jpg", "x.txt"):
+        path = tmp_path / "pictures" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    found = {(picture.key, picture.step) for picture in runs.pictures_of(tmp_path)}
+    assert found == {("overlay_train_0", 500), ("legend", 0), ("deep/attention", 12)}

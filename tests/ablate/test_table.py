@@ -1,0 +1,118 @@
+"""What the terminal shows of a ranking: legible, and not by colour alone."""
+
+import io
+import math
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from ablate import wording
+from ablate.nouns import Design
+from ablate.rank import Ranking, judge, rank
+from ablate.stats import Effect, Interval
+from ablate.table import answer
+from tests.ablate import synthetic
+
+
+def made(blind: tuple[str, ...] = (), diverged: tuple[str, ...] = (), **changes) -> Ranking:
+    study = synthetic.study(**changes)
+    plan = synthetic.plan(study)
+    results = synthetic.results(plan)
+    for job in plan.jobs:
+        if job.arm in blind:
+            readings = {**results[job.id].metrics, "final/swap_px": 0.2}
+            results[job.id] = replace(results[job.id], metrics=readings)
+        if job.arm in diverged:
+            results[job.id] = replace(
+                results[job.id], state="diverged", metrics={}, error="loss was nan at step 3"
+            )
+    gates, findings = judge(synthetic.Core(), plan.jobs, results)  # type: ignore[arg-type]
+    return rank(study, plan.jobs, results, gates=gates, findings=findings)
+
+
+def shown(ranking: Ranking, width: int) -> str:
+    file = io.StringIO()
+    Console(file=file, width=width, color_system=None).print(answer(ranking))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("width", [100, 120])
+def test_a_line_per_arm_with_marks_and_values(width):
+    text = shown(made(), width)
+    assert max(map(len, text.splitlines())) <= width
+    (best,) = (line for line in text.splitlines() if line.startswith("1 all "))
+    assert best.count("✓") == 3
+    assert "✗ 5.31 ±0.58" in best
+    (crashed,) = (line for line in text.splitlines() if line.startswith("2 all but mode"))
+    assert "2/3" in crashed
+    assert "1 failed" in crashed
+
+
+def test_who_memorises_and_who_never_ended_is_said():
+    text = " ".join(shown(made(blind=("base", "all"), diverged=("tokens=p5",)), 120).split())
+    assert "Memorises - all and base (all: lanes do not move" in text
+    assert "tokens=p5 has no finished job (loss was nan at step 3)" in text
+    assert "3 diverged" in text
+
+
+def test_the_answer_names_the_winner_or_says_that_there_is_none():
+    assert wording.sentences(made())[0].startswith(
+        "No configuration surely meets all 4 criteria. The first, all, meets 3"
+    )
+    easy = replace(synthetic.CRITERIA[2], conditions=(synthetic.CRITERIA[1].conditions[0],))
+    criteria = (synthetic.CRITERIA[0], easy)
+    assert wording.sentences(made(criteria=criteria))[0] == "all meets all 2 criteria."
+
+
+def test_effects_are_tabled_with_their_intervals():
+    text = shown(made(), 120)
+    (line,) = (line for line in text.splitlines() if "3e-4 -> 1e-4" in line)
+    assert line.split()[:5] == ["lr", "3e-4", "->", "1e-4", "x0.25"]
+    assert "]*" in line
+    assert "Each change alone, against base" in text
+    assert "Each change taken back, against all" in text
+
+
+def test_effect_line():
+    effect = Effect(
+        "one at a time", "final/px_error", "tokens", "p5", "full", "ratio", 0.8, 0.6, 1.1, 3
+    )
+    assert wording.effect_line(effect) == "tokens: full -> p5: px error x0.8 [0.6, 1.1] (3 seeds)"
+    lost = replace(effect, estimate=None, low=None, high=None, n=0, lost=3)
+    assert "no value in 3 seeds" in wording.effect_line(lost)
+
+
+def test_a_study_without_results_says_so():
+    study = synthetic.study()
+    text = shown(rank(study, synthetic.plan(study).jobs, {}), 120)
+    assert "No job has ended yet." in text
+    assert "24 of 24 jobs have not ended" in text
+
+
+def test_main_effects_of_a_grid():
+    text = shown(made(designs=(Design("factorial"),)), 120)
+    assert "Each level, averaged over the other factors" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.05309, "0.0531"),
+        (312.4, "312"),
+        (41234.0, "41234"),
+        (0.00012, "0.00012"),
+        (0.0, "0"),
+        (-3.14159, "-3.14"),
+        (math.inf, "∞"),
+        (math.nan, "-"),
+        (None, "-"),
+    ],
+)
+def test_numbers_are_short(value, text):
+    assert wording.number(value) == text
+
+
+def test_measured_shows_half_the_interval():
+    assert wording.measured(Interval(5.309, 4.73, 5.888, 3)) == "5.31 ±0.58"
+    assert wording.measured(Interval(5.309, None, None, 1)) == "5.31"
