@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -44,14 +45,21 @@ class Part(BaseModel):
                 raise ValueError(f"{name}={value!r} has no effect when {reason}: leave it out")
 
 
+@functools.cache
+def _fields(kind: type[Part]) -> tuple[tuple[str, Any, bool], ...]:
+    """(name, neutral value, in identity) of a part's own fields; a plan asks for them often."""
+    return tuple(
+        (name, field.default, (field.json_schema_extra or {}) != {"identity": False})
+        for name, field in kind.model_fields.items()
+    )
+
+
 def flatten(config: Part, prefix: str = "") -> Iterator[tuple[str, Any, Any, bool]]:
     """Yield (path, value, neutral value, in identity) of every leaf field."""
-    for name, field in type(config).model_fields.items():
-        extra = field.json_schema_extra
-        counts = not (isinstance(extra, Mapping) and extra.get("identity") is False)
+    for name, neutral, counts in _fields(type(config)):
         value = getattr(config, name)
         if isinstance(value, Part):
-            for path, leaf, neutral, inner in flatten(value, f"{prefix}{name}."):
-                yield path, leaf, neutral, inner and counts
+            for path, leaf, inner_neutral, inner in flatten(value, f"{prefix}{name}."):
+                yield path, leaf, inner_neutral, inner and counts
         else:
-            yield f"{prefix}{name}", value, field.default, counts
+            yield f"{prefix}{name}", value, neutral, counts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -133,6 +134,7 @@ def build(settings: Settings) -> TrainConfig:
         raise SettingError(_one_line(error.errors()[0])) from None
 
 
+@functools.cache
 def known_paths() -> frozenset[str]:
     """Every dotted path that `build` takes, without the two preset keys."""
     return frozenset(path for path, *_ in flatten(TrainConfig()))
