@@ -138,7 +138,9 @@ class LaneLMCore:
 
     def __init__(self) -> None:
         self._splits: dict[str, Any] = {}
-        self._sizes: dict[str, dict[str, float]] = {}
+        self._read: dict[str, dict[str, str]] = {}
+        self._channels: dict[str, tuple[int, int, int]] = {}
+        self._sizes: dict[tuple[Any, ...], dict[str, float]] = {}
 
     @property
     def numerics_version(self) -> int:
@@ -195,22 +197,29 @@ class LaneLMCore:
         from model.backbone import backbone_fingerprint
         from model.data import fingerprint
 
-        return {
-            "data": fingerprint(self._split(config.data), cache),
-            "backbone": backbone_fingerprint(config.backbone),
-        }
+        key = repr((config.data, config.backbone))
+        if key not in self._read:
+            self._read[key] = {
+                "data": fingerprint(self._split(config.data), cache),
+                "backbone": backbone_fingerprint(config.backbone),
+            }
+        return self._read[key]
 
     def describe(self, config: Any) -> dict[str, float]:
         from model.backbone import make_pyramid
         from model.lanelm import count_parameters, visual_tokens
 
-        parts = ("data", "backbone", "tokenizer", "visual", "model")
-        key = repr([getattr(config, part) for part in parts])
+        backbone = repr(config.backbone)
+        if backbone not in self._channels:
+            self._channels[backbone] = make_pyramid(config.backbone).channels
+        # no size hangs on a float: arms that differ in rates alone are counted once
+        parts = (config.data, config.tokenizer, config.visual, config.model)
+        values = [value for part in parts for _, value in part if not isinstance(value, float)]
+        key = (backbone, *values)
         if key not in self._sizes:
-            channels = make_pyramid(config.backbone).channels
             self._sizes[key] = {
                 "visual_tokens": visual_tokens(config),
-                "parameters": count_parameters(config, channels),
+                "parameters": count_parameters(config, self._channels[backbone]),
             }
         return self._sizes[key]
 
