@@ -35,9 +35,6 @@ if TYPE_CHECKING:
 Conclude = Callable[[Mapping[str, Result]], tuple["Ranking", Sequence[Path]]]
 """Results -> the ranking and the files of the answer."""
 
-RECORD_PATIENCE = 3.0
-"""Seconds that a stopped run waits for MLflow."""
-
 TICK = 0.25
 """Seconds between looks at the events of running jobs."""
 
@@ -148,14 +145,13 @@ class _Coordinator:
         workers = min(self.options.workers or available_cores(), max(len(todo), 1))
         self.progress = Progress(self.plan.jobs, self.study.criteria, workers)
         self.progress.begin(ended, [job.id for job in todo])
-        self.scribe = Scribe(self.make_recorder)
+        self.scribe = Scribe(self.make_recorder, self.display.say)
         if todo:
             self._train(todo, workers)
-        else:
-            self.scribe.begin(self.plan)
+        self.scribe.begin(self.plan)
         if self.conclude is not None and not self.stop.asked:
             self.scribe.tell("conclude", *self.conclude(self.progress.results))
-        self._finish_record()
+        self.scribe.finish(lambda: self.stop.asked)
         missing = tuple(job_id for job_id in self.jobs if job_id not in self.progress.results)
         return RunSummary(
             dict(self.progress.results),
@@ -237,7 +233,6 @@ class _Coordinator:
 
     def _loop(self, engine: Engine) -> None:
         stopping = False
-        recording = False
         while self.waiting or engine.pending():
             if self.stop.asked and not stopping:
                 stopping = self.progress.stopping = True
@@ -246,15 +241,12 @@ class _Coordinator:
                 self.display.say("Stopping: running jobs keep a checkpoint. Ctrl-C again: now.")
             self._submit(engine)
             notices = engine.wait(TICK)
-            if not recording and self.running:
-                recording = True
-                self.scribe.begin(self.plan)
+            self.scribe.begin(self.plan)  # once the workers are at it
             for notice in notices:
                 self._hear(notice)
             for followed in self.running.values():
                 self._follow(followed)
-            if (trouble := self.scribe.trouble()) is not None:
-                self._tell_trouble(trouble)
+            self.scribe.check()
             self.display.tick(self.progress)
 
     def _submit(self, engine: Engine) -> None:
@@ -336,28 +328,6 @@ class _Coordinator:
         if events:
             self.progress.events(job.id, events)
             self.scribe.tell("job_events", job, events)
-
-    def _finish_record(self) -> None:
-        """Wait for the record's writer; who stops the run waits for a moment only."""
-        told, deadline = False, None
-        while not self.scribe.finish(TICK):
-            if not told and self.scribe.backlog() > 10:
-                told = True
-                self.display.say("Writing the last jobs to MLflow ...")
-            if self.stop.asked:
-                deadline = deadline or time.monotonic() + RECORD_PATIENCE
-                if time.monotonic() > deadline:
-                    self.display.say("MLflow is behind; the next run or `ablate record` catches up")
-                    return
-        if (trouble := self.scribe.trouble()) is not None:
-            self._tell_trouble(trouble)
-
-    def _tell_trouble(self, trouble: str) -> None:
-        self.display.say(
-            f"MLflow cannot be written: {trouble}. Training goes on, the ledger keeps everything; "
-            "`ablate record` makes MLflow complete later.",
-            "bold yellow",
-        )
 
 
 class _Stopped(Exception):  # noqa: N818 - asked for, not a mistake

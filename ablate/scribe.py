@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,6 +14,10 @@ from ablate.nouns import Job, Plan, Result
 
 if TYPE_CHECKING:
     from ablate.rank import Ranking
+
+
+PATIENCE = 3.0
+"""Seconds that a stopped run waits for its record."""
 
 
 class Recorder(Protocol):
@@ -36,15 +42,18 @@ class Scribe:
     The ledger keeps all; `ablate record` makes the record whole again.
     """
 
-    def __init__(self, make: Callable[[], Recorder] | None) -> None:
+    def __init__(
+        self, make: Callable[[], Recorder] | None, say: Callable[[str, str], None]
+    ) -> None:
         self._make = make
+        self._say = say
         self._told: queue.SimpleQueue[tuple[str, tuple[Any, ...]] | None] = queue.SimpleQueue()
         self._trouble: str | None = None
         self._thread = threading.Thread(target=self._write, name="scribe", daemon=True)
 
     def begin(self, plan: Plan) -> None:
         """Start writing. Called once the workers train: the imports alone take seconds."""
-        if self._make is not None:
+        if self._make is not None and self._thread.ident is None:
             self.tell("start", plan)
             self._thread.start()
 
@@ -53,22 +62,31 @@ class Scribe:
         if self._make is not None:
             self._told.put((what, arguments))
 
-    def trouble(self) -> str | None:
-        """What went wrong, once."""
+    def check(self) -> None:
+        """Say what went wrong, once."""
         line, self._trouble = self._trouble, None
-        return line
+        if line is not None:
+            self._say(
+                f"MLflow cannot be written: {line}. Training goes on, the ledger keeps everything; "
+                "`ablate record` makes MLflow complete later.",
+                "bold yellow",
+            )
 
-    def backlog(self) -> int:
-        """How many calls wait."""
-        return self._told.qsize()
-
-    def finish(self, seconds: float) -> bool:
-        """Let it write what it was told, for at most `seconds`; True when it is through."""
-        if not self._thread.is_alive():
-            return True
+    def finish(self, stop_asked: Callable[[], bool]) -> None:
+        """Let it write what it was told; who stops the run waits for a moment only."""
         self._told.put(None)
-        self._thread.join(seconds)
-        return not self._thread.is_alive()
+        said, deadline = False, math.inf
+        while self._thread.is_alive():
+            self._thread.join(0.25)
+            if not said and self._told.qsize() > 10:
+                said = True
+                self._say("Writing the last jobs to MLflow ...", "")
+            if stop_asked():
+                deadline = min(deadline, time.monotonic() + PATIENCE)
+            if time.monotonic() > deadline:
+                self._say("MLflow is behind; the next run or `ablate record` catches up.", "yellow")
+                return
+        self.check()
 
     def _write(self) -> None:
         assert self._make is not None
