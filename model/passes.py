@@ -1,0 +1,177 @@
+"""Evaluation passes over images, a few at a time: what a model writes, freely and on true prefixes.
+
+Nothing here changes the model or any random stream of the training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from model.batches import to_device
+from model.eval_split import EvalSplit
+from model.lanelm import LaneLM, Memory
+from model.loss import compute_loss, step_weights
+from model.metrics import Lanes, cross_entropy
+from model.targets import Targets
+from model.tokenizer import Tokenizer
+
+IMAGES = 4
+"""Images per pass: bounds memory, changes no reading beyond float rounding."""
+
+
+@runtime_checkable
+class Bank(Protocol):
+    """Frozen features by row (model.feature_bank.FeatureBank)."""
+
+    def batch(self, indices: Sequence[int], levels: Sequence[int]) -> list[Tensor]: ...
+
+    def statistics(self, indices: Sequence[int]) -> list[tuple[Tensor, Tensor]]: ...
+
+
+@runtime_checkable
+class Change(Protocol):
+    """What a test does to an image before the model sees it."""
+
+    def __call__(
+        self, feature: Float[Tensor, "C h w"], level: int, place: int
+    ) -> Float[Tensor, "C h w"]:
+        """Change one level, by its place among those used, of the image at `place`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Forced:
+    """What a model says of n images' lanes, always reading the true prefix."""
+
+    nll: Float[Tensor, "n L T"]
+    """x cross-entropy against hard targets"""
+    nll_y: Float[Tensor, "n L T"]
+    lanes: Lanes
+    """x px of the most likely token"""
+    objective: float
+    """(1 - w) x + w y, as weighted and softened in training"""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What a model writes, reading its own tokens."""
+
+    lanes: Lanes
+    """x px"""
+    gap: tuple[float, float] | None
+    """Largest difference of decoding's x logits from teacher forcing's on the prefix it wrote, of
+    all steps and of the first step; None if not asked for."""
+
+
+@contextmanager
+def evaluating(model: LaneLM) -> Iterator[None]:
+    """Evaluate without gradients, then leave the model in the mode it was in."""
+    mode = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(mode)
+
+
+def images(
+    model: LaneLM, bank: Bank, split: EvalSplit, size: int = IMAGES, change: Change | None = None
+) -> Iterator[tuple[Memory, Targets]]:
+    """Yield what the model sees of `size` images at a time, and their targets, on its device."""
+    device = next(model.parameters()).device
+    for start in range(0, len(split), size):
+        places = range(start, min(start + size, len(split)))
+        features = bank.batch([split.indices[i] for i in places], model.levels)
+        if change is not None:
+            features = [
+                torch.stack([change(f, level, i) for f, i in zip(batch, places, strict=True)])
+                for level, batch in enumerate(features)
+            ]
+        memory = model.encode([f.to(device) for f in features])
+        yield memory, to_device(split.targets.select(places), device)
+
+
+def decode(model: LaneLM, bank: Bank, split: EvalSplit, *, gap: bool = False) -> Decoded:
+    """Let the model write the lanes of a split that is not empty; `gap` is of its first images."""
+    lanes: list[np.ndarray] = []
+    found: tuple[float, float] | None = None
+    with evaluating(model):
+        for memory, _ in images(model, bank, split):
+            ids, logits = model.generate(memory, return_logits=True)
+            if gap and not lanes:
+                forced, _ = model(memory, *model.shift(ids))
+                apart = (logits - forced).abs().amax(-1) * _asked(model.tokenizer, ids)  # (B, L, T)
+                found = float(apart.max()), float(apart[..., 0].max())
+            lanes.append(_px(model.tokenizer.decode(ids)))
+    return Decoded(np.concatenate(lanes), found)
+
+
+def force(
+    model: LaneLM,
+    bank: Bank,
+    split: EvalSplit,
+    *,
+    y_weight: float | None = None,
+    change: Change | None = None,
+) -> Forced:
+    """Ask the model for every step after the true prefix.
+
+    Args:
+        model: in any mode.
+        bank: the images' features.
+        split: the images, at least one.
+        y_weight: w of the objective; None: the config's last one.
+        change: what is done to the images first.
+    """
+    loss, tokenizer = model.config.loss, model.tokenizer
+    w = loss.y_weight if y_weight is None else y_weight
+    totals = (step_weights(split.targets, loss).sum(), plain_steps(split.targets).sum())
+    nll, nll_y, lanes, objective = [], [], [], 0.0
+    with evaluating(model):
+        for memory, targets in images(model, bank, split, change=change):
+            logits_x, logits_y = model(memory, *model.shift(targets.ids))
+            nll.append(cross_entropy(logits_x, targets.ids).cpu())
+            nll_y.append(cross_entropy(logits_y, targets.y).cpu())
+            part = compute_loss(
+                logits_x, logits_y, targets, loss, w, n_bins=tokenizer.n_bins, totals=totals
+            )
+            objective += float(part.objective)
+            chosen = logits_x.argmax(-1)
+            lanes.append(_px(after_prefix(tokenizer, targets.ids, chosen)))
+    return Forced(torch.cat(nll), torch.cat(nll_y), np.concatenate(lanes), objective)
+
+
+def after_prefix(
+    tokenizer: Tokenizer, prefix: Int[Tensor, "B L T"], chosen: Int[Tensor, "B L T"]
+) -> Float[Tensor, "B L T"]:
+    """Give the x px of each step's token after the prefix before it, nan for no point."""
+    T = prefix.shape[-1]
+    step, place = torch.arange(T, device=prefix.device)[:, None], torch.arange(T).to(prefix.device)
+    written = torch.where(place < step, prefix[..., None, :], 0)
+    written = torch.where(place == step, chosen[..., None, :], written)  # (B, L, T steps, T)
+    return tokenizer.decode(written).diagonal(dim1=-2, dim2=-1)
+
+
+def plain_steps(targets: Targets) -> Tensor:
+    """Mark the steps that `loss` is the mean over: points and the first end of each lane."""
+    return targets.point | targets.first_end
+
+
+def _asked(tokenizer: Tokenizer, ids: Int[Tensor, "B L T"]) -> Tensor:
+    """Mark the steps up to the lane's end: what comes after is never read."""
+    point = tokenizer.walk(ids) > 0
+    ended = (point.cumsum(-1) > 0) & ~point
+    return ended.cumsum(-1) <= 1
+
+
+def _px(lanes: Tensor) -> np.ndarray:
+    return lanes.double().cpu().numpy()

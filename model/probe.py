@@ -1,0 +1,134 @@
+"""All readings of a model, by their agreed names."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from model.eval_split import EvalScene, EvalSplit, official_readings
+from model.lanelm import LaneLM
+from model.looking import attention_readings, uniformity, visual_readings
+from model.metrics import collapse, first_points, loss_per_px, px_readings, zigzag
+from model.passes import Bank, decode, force, plain_steps
+from model.sight import sight_readings
+from model.targets import Targets
+from model.tokenizer import Tokenizer
+
+__all__ = [
+    "EvalScene",
+    "EvalSplit",
+    "attention_readings",
+    "readings",
+    "sight_readings",
+    "tokenizer_floor",
+    "uniformity",
+    "visual_readings",
+]
+
+_BOUND_SLACK = 1e-3  # px; float32 rounding
+
+
+def readings(
+    model: LaneLM,
+    bank: Bank,
+    split: EvalSplit,
+    prefix: str,
+    *,
+    donors: EvalSplit | None,
+    full: bool,
+    y_weight: float | None = None,
+) -> dict[str, float]:
+    """Read a model on some images; the model keeps its mode, and no random stream is touched.
+
+    `full=False` decodes; and on training images (prefix `train` or `final`) reads `attention/*` and
+    `visual/*`. `full=True` adds losses, teacher-forced px, zigzag, collapse, attention and the
+    tests of sight. What passes over attention or changed images takes the first
+    `evaluation.train_images` images. A reading that nothing supports is left out: when nothing is
+    decoded there is a `coverage` of 0 and no `px_error`.
+
+    Args:
+        model: in any mode.
+        bank: features of the split and the donors.
+        split: the images.
+        prefix: of the names. Other images than those of training are scored by the data sets' own
+            rules too.
+        donors: images to swap in when the split has only one.
+        full: take all readings, not only those of every evaluation.
+        y_weight: of the objective; None: the config's last one.
+    """
+    if not len(split):
+        return {}
+    training = prefix in ("train", "final")
+    few = split.first(model.config.evaluation.train_images)
+    decoded = decode(model, bank, split, gap=full)
+    own = px_readings(decoded.lanes, _px(split.targets))
+    named: dict[str, float] = {}
+    looks = attention_readings(model, bank, few) if training or full else {}
+    if training:
+        short = ("uniformity", "effective_tokens")
+        named |= {f"attention/{name}": looks[name] for name in short if name in looks}
+        named |= {f"visual/{k}": value for k, value in visual_readings(model, bank, few).items()}
+    else:
+        own |= official_readings(decoded.lanes, split, model.config)
+    if full:
+        own |= looks
+        if decoded.gap is not None:
+            own |= dict(zip(("step_logit_gap", "step_logit_gap_first"), decoded.gap, strict=True))
+        own |= shape_readings(decoded.lanes, split.targets, model.tokenizer)
+        own |= loss_readings(model, bank, split, y_weight)
+        own |= sight_readings(model, bank, few, donors)
+        if "px_error" in own and "px_error_teacher_forced" in own:
+            own["exposure_gap"] = own["px_error"] - own["px_error_teacher_forced"]
+    return named | {f"{prefix}/{name}": value for name, value in own.items()}
+
+
+def tokenizer_floor(targets: Targets, tokenizer: Tokenizer) -> dict[str, float]:
+    """Read the labels' own round trip through the tokenizer: no model can do better.
+
+    `floor/px_error`, `floor/px_error_max` and `floor/bound` in px; `floor/beyond_bound` is the
+    share of points that miss the bound the tokenizer claims (lost points among them).
+    """
+    floor = {"floor/bound": tokenizer.bound_px}
+    error = (tokenizer.decode(tokenizer.encode(targets.x)) - targets.x).abs()[targets.point]
+    if len(error):
+        met = error <= tokenizer.bound_px + _BOUND_SLACK  # nan, no point: not met
+        floor["floor/beyond_bound"] = float((~met).double().mean())
+    known = error[~error.isnan()].double()
+    if len(known):
+        floor |= {"floor/px_error": float(known.mean()), "floor/px_error_max": float(known.max())}
+    return floor
+
+
+def shape_readings(decoded: np.ndarray, targets: Targets, tokenizer: Tokenizer) -> dict[str, float]:
+    """Read zigzag against the labels' round trip, and collapse against the labels."""
+    reference = tokenizer.decode(tokenizer.encode(targets.x)).double().numpy()
+    return zigzag(decoded, reference, tokenizer.bin_width) | collapse(decoded, _px(targets))
+
+
+def loss_readings(
+    model: LaneLM, bank: Bank, split: EvalSplit, y_weight: float | None = None
+) -> dict[str, float]:
+    """Read what teacher forcing says, nats unless named px.
+
+    `loss` is the x cross-entropy over points and the first end of each lane, `loss_y` that of y
+    over the same steps; `loss_points` over points alone, and `loss_per_px` the same + ln(bin
+    width); `loss_first_token` over each lane's first point. `px_error_teacher_forced` is of the
+    most likely token after the true prefix, on rows where both have a point.
+    """
+    forced, targets = force(model, bank, split, y_weight=y_weight), split.targets
+    steps, first = plain_steps(targets), first_points(targets.point)
+    read = {"objective": forced.objective}
+    if steps.any():
+        read["loss"] = float(forced.nll[steps].mean())
+        read["loss_y"] = float(forced.nll_y[steps].mean())
+    if targets.point.any():
+        read["loss_points"] = float(forced.nll[targets.point].mean())
+        read["loss_per_px"] = loss_per_px(read["loss_points"], model.tokenizer.bin_width)
+        read["loss_first_token"] = float(forced.nll[first].mean())
+    error = np.abs(forced.lanes - _px(targets))
+    if np.isfinite(error).any():
+        read["px_error_teacher_forced"] = float(np.nanmean(error))
+    return read
+
+
+def _px(targets: Targets) -> np.ndarray:
+    return targets.x.double().numpy()
