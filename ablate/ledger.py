@@ -86,7 +86,7 @@ class Ledger:
             value = json.loads(path.read_bytes())
         except FileNotFoundError:
             raise StudyError(f"job {job_id!r}: not in {self.jobs}") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise StudyError(f"{path}: cannot be read ({_reason(error)})") from None
         if not isinstance(value, dict):
             raise StudyError(f"{path}: given {type(value).__name__}, must be a mapping of settings")
@@ -103,7 +103,7 @@ class Ledger:
             return self._damaged(path, _reason(error))
         try:
             return _result_from(json.loads(text), job_id)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             return self._damaged(path, f"{type(error).__name__}: {error}")
 
     def write_result(self, result: Result) -> None:
@@ -144,7 +144,7 @@ class Ledger:
         for line in data[:end].splitlines():
             try:
                 event = json.loads(line)
-            except ValueError:  # torn by a kill, closed by the next writer
+            except (ValueError, RecursionError):  # torn by a kill, closed by the next writer
                 continue
             if isinstance(event, dict):
                 events.append(event)

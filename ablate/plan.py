@@ -19,6 +19,7 @@ from ablate import designs
 from ablate.core import Core, CoreError, load_core
 from ablate.designs import DESIGNS, axes_of, constrained
 from ablate.nouns import Arm, Job, Level, Options, Plan, Settings, Study, StudyError
+from ablate.reader import parse_sets
 
 
 def plan(study: Study, options: Options | None = None) -> Plan:
@@ -27,10 +28,11 @@ def plan(study: Study, options: Options | None = None) -> Plan:
     Raises:
         StudyError: one line: a setting, design or data set that cannot be.
     """
+    options = options or Options()
     core = load_core(study.core)
-    cache = (options or Options()).out.absolute() / "cache"
+    cache = options.out.absolute() / "cache"
     arms = arms_of(study)
-    configs = [_config(core, study, arm, arms) for arm in arms]
+    configs = [_config(core, study, arm, options) for arm in arms]
     _refuse_unused(core, study, arms)
     try:
         core.check(configs)
@@ -38,6 +40,8 @@ def plan(study: Study, options: Options | None = None) -> Plan:
         sizes = [core.describe(config) for config in configs]
     except CoreError as error:
         raise StudyError(f"{study.source}: {error}") from None
+    except OSError as error:
+        raise StudyError(f"{error.filename or cache}: {error.strerror or error}") from None
     jobs: dict[str, Job] = {}
     for arm, config, fingerprints, size in zip(arms, configs, read, sizes, strict=True):
         settings, identity = core.settings(config), core.identity(config)
@@ -130,12 +134,15 @@ def _levels_settings(study: Study, arm: Arm) -> dict[str, Any]:
     return settings
 
 
-def _config(core: Core, study: Study, arm: Arm, arms: list[Arm]) -> Any:
+def _config(core: Core, study: Study, arm: Arm, options: Options) -> Any:
     settings = {**study.base, **_levels_settings(study, arm), "seed": study.seeds[0]}
     try:
         return core.build(settings)
     except CoreError as error:
-        raise StudyError(f"{study.source}: {_blame(core, study, arm)}: {error}") from None
+        place = f"{study.source}: {_blame(core, study, arm)}"
+        if any(path in str(error) for path in parse_sets(options.sets)):
+            place = "--set"
+        raise StudyError(f"{place}: {error}") from None
 
 
 def _blame(core: Core, study: Study, arm: Arm) -> str:

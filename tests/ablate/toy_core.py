@@ -1,7 +1,4 @@
-"""A core that is not LaneLM: softmax regression on three clouds of points, with faults to order.
-
-`fault` strikes at `fault_step`, on the first `fault_times` starts of the job.
-"""
+"""Not LaneLM: softmax regression on three clouds of points; faults at `fault_step` to order."""
 
 import json
 import os
@@ -34,8 +31,8 @@ def train(settings, log, workdir, cache, stop=lambda: False):
         if step == settings["fault_step"]:
             strike(settings, step, workdir / "faults")
         step, w = step + 1, w - settings["lr"] * x.T @ (p - np.eye(3)[y]) / 120
-        kept.with_suffix(".tmp").write_text(json.dumps([step, w.tolist()]))
-        kept.with_suffix(".tmp").replace(kept)
+        (workdir / "new").write_text(json.dumps([step, w.tolist()]))
+        (workdir / "new").replace(kept)
         time.sleep(settings["step_seconds"])
 
 
