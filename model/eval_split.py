@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Float
+from torch import Tensor
 
 from model import culane, tusimple
-from model.config import TrainConfig
+from model.config import DataConfig, TrainConfig
 from model.metrics import Lanes
-from model.scene import Frame, Kind, Polyline, Scene
+from model.scene import Frame, Kind, Polyline, Scene, input_lanes
 from model.targets import Targets, make_targets
 from model.tokenizer import row_positions
 
@@ -47,24 +49,40 @@ class EvalSplit:
     """rows of the feature bank"""
     targets: Targets
     scenes: tuple[EvalScene, ...]
+    labels: Float[Tensor, "n L T"] | None = None
+    """what to score against where the targets are not what was labelled (legacy `above_crop`)"""
 
     @classmethod
     def of(cls, scenes: Iterable[Scene], bank: Rows, config: TrainConfig) -> EvalSplit:
         """Take `scenes`, one at a time, so that their images need not be held together."""
-        kept, lanes = [], []
+        kept, lanes, labelled = [], [], []
+        uncut = DataConfig.model_validate({**config.data.model_dump(), "above_crop": "cut"})
         for scene in scenes:
             kept.append(EvalScene.of(scene))
             lanes.append(scene.lanes)
+            if config.data.above_crop == "clip":
+                labelled.append(input_lanes(scene.original_lanes, scene.frame, uncut))
         indices = [bank.index(scene.key) for scene in kept]
-        return cls(indices, make_targets(lanes, config), tuple(kept))
+        labels = make_targets(labelled, config).x if labelled else None
+        return cls(indices, make_targets(lanes, config), tuple(kept), labels)
+
+    @property
+    def truth(self) -> Lanes:
+        """What was labelled, x px at the rows: what every px error is against."""
+        x = self.targets.x if self.labels is None else self.labels
+        return x.double().numpy()
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def select(self, places: Sequence[int]) -> EvalSplit:
         """Take some images, by their place in this split."""
-        scenes = tuple(self.scenes[i] for i in places) if self.scenes else ()
-        return EvalSplit([self.indices[i] for i in places], self.targets.select(places), scenes)
+        return EvalSplit(
+            [self.indices[i] for i in places],
+            self.targets.select(places),
+            tuple(self.scenes[i] for i in places) if self.scenes else (),
+            None if self.labels is None else self.labels[list(places)],
+        )
 
     def first(self, n: int) -> EvalSplit:
         """Take the first n images, or all."""

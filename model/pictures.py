@@ -22,8 +22,7 @@ def overlays(model: LaneLM, bank: Bank, split: EvalSplit, pictures: Sequence[Ima
     """Draw decoded lanes, free-running and unsmoothed, over the images of `split` in its order."""
     drawn = []
     lanes = decode(model, bank, split).lanes
-    truth = split.targets.x.double().numpy()
-    for own, labels, picture in zip(lanes, truth, pictures, strict=True):
+    for own, labels, picture in zip(lanes, split.truth, pictures, strict=True):
         read = px_readings(own[None], labels[None])
         caption = f"{read['px_error']:.1f} px off" if "px_error" in read else "no lane met"
         if "coverage" in read:

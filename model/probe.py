@@ -7,7 +7,7 @@ import numpy as np
 from model.eval_split import EvalScene, EvalSplit, official_readings
 from model.lanelm import LaneLM
 from model.looking import attention_readings, uniformity, visual_readings
-from model.metrics import collapse, first_points, loss_per_px, px_readings, zigzag
+from model.metrics import Lanes, collapse, first_points, loss_per_px, px_readings, zigzag
 from model.passes import Bank, decode, force, plain_steps
 from model.sight import sight_readings
 from model.targets import Targets
@@ -60,7 +60,7 @@ def readings(
     training = prefix in ("train", "final")
     few = split.first(model.config.evaluation.train_images)
     decoded = decode(model, bank, split, gap=full)
-    own = px_readings(decoded.lanes, _px(split.targets))
+    own = px_readings(decoded.lanes, split.truth)
     named: dict[str, float] = {}
     looks = attention_readings(model, bank, few) if training or full else {}
     if training:
@@ -73,7 +73,7 @@ def readings(
         own |= looks
         if decoded.gap is not None:
             own |= dict(zip(("step_logit_gap", "step_logit_gap_first"), decoded.gap, strict=True))
-        own |= shape_readings(decoded.lanes, split.targets, model.tokenizer)
+        own |= shape_readings(decoded.lanes, split, model.tokenizer)
         own |= loss_readings(model, bank, split, y_weight)
         own |= sight_readings(model, bank, few, donors)
         if "px_error" in own and "px_error_teacher_forced" in own:
@@ -81,27 +81,32 @@ def readings(
     return named | {f"{prefix}/{name}": value for name, value in own.items()}
 
 
-def tokenizer_floor(targets: Targets, tokenizer: Tokenizer) -> dict[str, float]:
-    """Read the labels' own round trip through the tokenizer: no model can do better.
+def tokenizer_floor(
+    targets: Targets, tokenizer: Tokenizer, truth: Lanes | None = None
+) -> dict[str, float]:
+    """Read the targets' own round trip through the tokenizer: no model can do better.
 
     `floor/px_error`, `floor/px_error_max` and `floor/bound` in px; `floor/beyond_bound` is the
-    share of points that miss the bound the tokenizer claims (lost points among them).
+    share of points that miss the bound the tokenizer claims (lost points among them). `truth` is
+    what was labelled (`EvalSplit.truth`), where that is not what the targets hold.
     """
     floor = {"floor/bound": tokenizer.bound_px}
-    error = (tokenizer.decode(tokenizer.encode(targets.x)) - targets.x).abs()[targets.point]
-    if len(error):
-        met = error <= tokenizer.bound_px + _BOUND_SLACK  # nan, no point: not met
-        floor["floor/beyond_bound"] = float((~met).double().mean())
-    known = error[~error.isnan()].double()
-    if len(known):
+    back = tokenizer.decode(tokenizer.encode(targets.x)).double().numpy()
+    labels = targets.x.double().numpy() if truth is None else truth
+    error = np.abs(back - labels)[np.isfinite(labels)]  # nan: the point is lost
+    if error.size:
+        met = error <= tokenizer.bound_px + _BOUND_SLACK
+        floor["floor/beyond_bound"] = float((~met).mean())
+    known = error[np.isfinite(error)]
+    if known.size:
         floor |= {"floor/px_error": float(known.mean()), "floor/px_error_max": float(known.max())}
     return floor
 
 
-def shape_readings(decoded: np.ndarray, targets: Targets, tokenizer: Tokenizer) -> dict[str, float]:
-    """Read zigzag against the labels' round trip, and collapse against the labels."""
-    reference = tokenizer.decode(tokenizer.encode(targets.x)).double().numpy()
-    return zigzag(decoded, reference, tokenizer.bin_width) | collapse(decoded, _px(targets))
+def shape_readings(decoded: Lanes, split: EvalSplit, tokenizer: Tokenizer) -> dict[str, float]:
+    """Read zigzag against the targets' round trip, and collapse against the labels."""
+    reference = tokenizer.decode(tokenizer.encode(split.targets.x)).double().numpy()
+    return zigzag(decoded, reference, tokenizer.bin_width) | collapse(decoded, split.truth)
 
 
 def loss_readings(
@@ -124,11 +129,7 @@ def loss_readings(
         read["loss_points"] = float(forced.nll[targets.point].mean())
         read["loss_per_px"] = loss_per_px(read["loss_points"], model.tokenizer.bin_width)
         read["loss_first_token"] = float(forced.nll[first].mean())
-    error = np.abs(forced.lanes - _px(targets))
+    error = np.abs(forced.lanes - split.truth)
     if np.isfinite(error).any():
         read["px_error_teacher_forced"] = float(np.nanmean(error))
     return read
-
-
-def _px(targets: Targets) -> np.ndarray:
-    return targets.x.double().numpy()

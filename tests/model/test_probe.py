@@ -29,7 +29,7 @@ from model.probe import (
     uniformity,
     visual_readings,
 )
-from model.scene import Frame, Kind
+from model.scene import Frame, Kind, Scene, input_lanes
 from model.targets import make_targets, targets_of
 from model.tokenizer import make_tokenizer
 
@@ -67,6 +67,16 @@ class MemoryBank:
     def statistics(self, indices: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
         chosen = [level[list(indices)] for level in self.levels]
         return [(x.mean((0, 2, 3)), x.std((0, 2, 3), correction=0)) for x in chosen]
+
+
+class Keys:
+    """A bank whose rows are the keys."""
+
+    def index(self, key: str) -> int:
+        return int(key)
+
+
+KEYS = Keys()
 
 
 class Blind(LaneLM):
@@ -303,6 +313,29 @@ def test_floor_without_a_point() -> None:
     config = build({})
     nothing = targets_of(torch.full((1, 2, 40), math.nan), config)
     assert set(tokenizer_floor(nothing, make_tokenizer(config.tokenizer, 800))) == {"floor/bound"}
+
+
+def test_px_is_against_what_was_labelled_not_against_clipped_targets() -> None:
+    """A lane that is clipped onto the crop's edge has a point there which nobody labelled."""
+    frame = Frame(512, 292, 100, 256, 96)
+    above = np.array([[400.0, 80.0], [100.0, 260.0]])  # meets the crop's edge, y 100, at x 366.7
+    splits = {}
+    for above_crop in ("cut", "clip"):
+        config = config_with(data__above_crop=above_crop)
+        lanes = input_lanes([above], frame, config.data)
+        image = np.zeros((96, 256, 3), np.uint8)
+        scene = Scene("0", "culane", image, lanes, frame, (above,))
+        splits[above_crop] = EvalSplit.of([scene], KEYS, config)
+    cut, clipped = splits["cut"], splits["clip"]
+    assert cut.labels is None
+    assert np.array_equal(cut.truth, clipped.truth, equal_nan=True)
+    assert np.array_equal(clipped.first(1).select([0]).truth, cut.truth, equal_nan=True)
+    tokenizer = make_tokenizer(config_with().tokenizer, 256)
+    sound = tokenizer_floor(cut.targets, tokenizer, cut.truth)
+    assert sound == tokenizer_floor(cut.targets, tokenizer)
+    floor = tokenizer_floor(clipped.targets, tokenizer, clipped.truth)
+    assert floor["floor/px_error_max"] > 3 * sound["floor/px_error_max"]
+    assert floor["floor/beyond_bound"] > 0
 
 
 @pytest.mark.parametrize("mode", ["absolute", "relative_disjoint"])
