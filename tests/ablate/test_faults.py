@@ -61,6 +61,14 @@ def gone(pids: list[int], seconds: float = 5) -> bool:
     return True
 
 
+def wait_for_steps(out: Path, plan: Plan) -> None:
+    """Wait until the first job trains."""
+    deadline = time.monotonic() + 30
+    while not any("step" in event for event in Ledger(out).events(plan.jobs[0].id)):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def ended(out: Path, plan: Plan) -> dict[str, int]:
     """When each finished job's result was written."""
     paths = {job.id: out / "jobs" / job.id / "result.json" for job in plan.jobs}
@@ -158,11 +166,7 @@ def test_a_killed_worker_costs_its_job_one_attempt(tmp_path: Path) -> None:
     plan = toy_plan(2, steps=12, step_seconds=0.1)
     command = [sys.executable, "-m", "tests.ablate.coordinate", str(tmp_path), "2", "0.1"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
-    path = Ledger(tmp_path).folder(plan.jobs[0].id) / "kept.json"
-    deadline = time.monotonic() + 30
-    while not path.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for_steps(tmp_path, plan)
     os.kill(workers_of(process.pid)[0], signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 0
@@ -176,11 +180,7 @@ def test_ctrl_c_in_a_terminal_reaches_all_and_breaks_nothing(tmp_path: Path) -> 
     plan = toy_plan(4, steps=12, step_seconds=0.05)
     command = [sys.executable, "-m", "tests.ablate.coordinate", str(tmp_path), "4", "0.05"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
-    path = Ledger(tmp_path).folder(plan.jobs[0].id) / "kept.json"
-    deadline = time.monotonic() + 30
-    while not path.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for_steps(tmp_path, plan)
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert "Traceback" not in errors.decode()
