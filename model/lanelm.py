@@ -32,7 +32,6 @@ class Memory:
     """keys and values of each block"""
     grids: tuple[tuple[Grid, ...], ...]
     """the cells that each block's tokens were or were made of, level after level"""
-    features: Sequence[Float[Tensor, "B _c _h _w"]]
 
     @property
     def tokens(self) -> Float[Tensor, "B N D"]:
@@ -46,18 +45,6 @@ class Memory:
     def pool_weights(self) -> Float[Tensor, "B K N"] | None:
         """With pool or topk: the share of each original token in each that is left."""
         return None if self.selected.weights is None else self.selected.weights()
-
-    @cached_property
-    def statistics(self) -> dict[str, float]:
-        """Mean and std of the features before norm and projection, and of the visual tokens."""
-        raw = torch.cat([feature.flatten() for feature in self.features])
-        tokens = self.tokens if self.padding is None else self.tokens[~self.padding]
-        return {
-            "mean_before": raw.mean().item(),
-            "std_before": raw.std().item(),
-            "mean": tokens.mean().item(),
-            "std": tokens.std().item(),
-        }
 
     def over_cells(self, weights: Float[Tensor, "B *q N"]) -> Float[Tensor, "B *q N0"]:
         """Turn attention over tokens into attention over cells (pool, topk: weight times share)."""
@@ -149,7 +136,7 @@ class LaneLM(nn.Module):
             )
             for block, part in zip(self._blocks(), parts, strict=True)
         )
-        return Memory(selected, blocks, seen, features)
+        return Memory(selected, blocks, seen)
 
     def forward(
         self,

@@ -29,7 +29,7 @@ def row_positions(config: TokenizerConfig, height: int) -> np.ndarray:
     return rows if config.row_order == "top_down" else rows[::-1].copy()
 
 
-def lane_to_rows(lane: np.ndarray, rows: np.ndarray, width: float) -> np.ndarray:
+def lane_to_rows(lane: np.ndarray, rows: np.ndarray, width: int) -> np.ndarray:
     """Read a polyline (P, 2) of x, y px at the rows (T,): x px, nan where there is no point.
 
     There is a point where the row lies within the lane's own y range and 0 <= x < width. A lane
