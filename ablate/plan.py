@@ -63,7 +63,7 @@ def job_id(
     """12 hex digits of the SHA-256 of canonical JSON.
 
     >>> job_id({"optim.lr": 1e-4}, {"data": "d", "backbone": "b"}, 0, 1)
-    '7e7d3b4b7c5e'
+    '828782889bf7'
     >>> job_id({"clip": 1.0}, {}, 0, 1) == job_id({"clip": 1}, {}, 0, 1)
     True
     """
