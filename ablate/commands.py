@@ -105,7 +105,8 @@ class Request:
         """Rank and keep the ranking beside the study; a folder that takes no files is no matter."""
         from ablate.conclude import rank_study, write_ranking
 
-        ranking = rank_study(self.study, self.plan, self.core, results or self.results)
+        found = self.results if results is None else results
+        ranking = rank_study(self.study, self.plan, self.core, found)
         try:
             write_ranking(self.ledger, ranking)
         except OSError as error:
@@ -115,7 +116,9 @@ class Request:
     def report(self, ranking: Ranking, results: Mapping[str, Result] | None = None) -> Path:
         from ablate.conclude import write_report
 
-        return write_report(self.study, self.plan, self.ledger, ranking, results or self.results)
+        command = f"ablate run {arguments(self)}"
+        found = self.results if results is None else results
+        return write_report(self.study, self.plan, self.ledger, ranking, found, command)
 
 
 def request(

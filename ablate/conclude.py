@@ -35,18 +35,26 @@ def write_ranking(ledger: Ledger, ranking: Ranking) -> Path:
 
 
 def write_report(
-    study: Study, plan: Plan, ledger: Ledger, ranking: Ranking, results: Mapping[str, Result]
+    study: Study,
+    plan: Plan,
+    ledger: Ledger,
+    ranking: Ranking,
+    results: Mapping[str, Result],
+    command: str,
 ) -> Path:
-    """Write the report with every job's history and pictures."""
+    """Write the report with every job's history and pictures; `command` runs the study again."""
     from ablate.report import render_report
+    from ablate.runs import pictures_of
 
     histories = {job_id: list(ledger.events(job_id)) for job_id in results}
     pictures = {
-        job_id: sorted((ledger.folder(job_id) / "pictures").glob("*.png")) for job_id in results
+        job_id: [picture.path for picture in pictures_of(ledger.folder(job_id))]
+        for job_id in results
     }
+    page = render_report(study, plan, ranking, results, histories, pictures, command)
     path = ledger.study_folder(study.name) / "report.html"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, render_report(study, plan, ranking, results, histories, pictures))
+    write_atomic(path, page)
     return path
 
 

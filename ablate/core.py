@@ -48,6 +48,11 @@ class Core(Protocol):
     """The thing being ablated. A config is any object; the orchestrator only hands it back."""
 
     @property
+    def preload(self) -> tuple[str, ...]:
+        """Modules that are imported once, before worker processes are forked."""
+        ...
+
+    @property
     def numerics_version(self) -> int:
         """Raised by hand when the same settings give other numbers on purpose."""
         ...
@@ -135,6 +140,9 @@ def load_core(name: str = "lanelm") -> Core:
 
 class LaneLMCore:
     """`model`, imported where it is first needed, so that `ablate --help` costs nothing."""
+
+    preload = ("model.train", "torch._dynamo")
+    """What workers find imported when they start (the optimizers import the second when made)."""
 
     def __init__(self) -> None:
         self._splits: dict[str, Any] = {}

@@ -53,6 +53,7 @@ class ModuleCore:
                 setattr(self, part, getattr(module, part))
 
     numerics_version = 1
+    preload: tuple[str, ...] = ()
 
     def build(self, settings: Settings) -> Any:
         """Known names with values of the neutral value's type, over the neutral values."""

@@ -203,7 +203,7 @@ class _Coordinator:
             self.worker,
             workers,
             timeout=self.study.timeout,
-            preload=("ablate.worker", "ablate.cli", *getattr(self.core, "preload", ())),
+            preload=("ablate.worker", "ablate.cli", *self.core.preload),
             stop_asked=lambda: self.stop.asked,
         )
         try:
