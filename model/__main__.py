@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-import argparse
-import difflib
 import json
-import math
 import platform
-import signal
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
-from model.backbone import CheckpointError
+from model.backbone import CheckpointError, make_pyramid
 from model.checkpoint import Progress, load_weights, read_checked, saved_config
-from model.conclude import final_readings
+from model.conclude import final_readings, held_out_readings, other_weights, renamed
 from model.config import TrainConfig, settings_of
+from model.console import (
+    Display,
+    Parser,
+    RequestError,
+    finite,
+    read_settings,
+    stop_asked,
+    table,
+    write_whole,
+)
 from model.data import DataError, check_scenes, make_splits
 from model.features import FeatureError
 from model.lanelm import LaneLM
@@ -40,27 +45,25 @@ CONFIG.json holds settings by their dotted paths, over presets if you like:
   {"preset": "strategy1", "model.preset": "lanelm_128", "optim.steps": 200, "seed": 1}
 
 Without "data.roots" the images are rendered road scenes. DIR gets
-  config.json   all settings of the run, presets resolved
-  events.jsonl  the readings as they came
-  checkpoint.pt after a kill or a crash the same command goes on from here
-  result.json   the state (done, failed, diverged) and all readings
-  pictures/     decoded lanes over the images, and where the decoder looks
-  features/     the images' frozen features; kept for the next run
+  config.json    all settings of the run, presets resolved
+  events.jsonl   the readings as they came
+  checkpoint.pt  after a kill or a crash the same command goes on from here
+  result.json    the state (done, failed, diverged) and all readings
+  pictures/      decoded lanes over the images, and where the decoder looks
+  features/      the images' frozen features; kept for the next run
 
-Exit status: 0 done; 1 failed or diverged; 2 the request was wrong (one line says how); 130 stopped
-by Ctrl-C, with a checkpoint.
+Exit status: 0 done; 1 failed or diverged; 2 the request was wrong (one line says how);
+130 stopped by Ctrl-C, with a checkpoint.
+
+To read a trained model without training: python -m model probe --help
 """
 PROBE = """\
 Take every reading of a trained model, without training it.
 
 CHECKPOINT is a checkpoint.pt of a run, which holds its settings, or a bare state dict of the
 model with its config.json beside it. Readings named final/ are of the last weights on the training
-images, val/ on the validation images, best/ of the weights chosen by validation px error.
+images, val/ of the same on the validation images, best/ of the weights chosen by validation px.
 """
-
-
-class BadRequest(ValueError):  # noqa: N818 - a category of ends, not of bugs
-    """The request was wrong: one line."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments[:1] == ["probe"]:
             return _probe(arguments[1:])
         return _train(arguments)
-    except (BadRequest, SettingError, DataError, CheckpointError, FeatureError) as error:
+    except (RequestError, SettingError, DataError, CheckpointError, FeatureError) as error:
         sys.stderr.write(" ".join(str(error).split()) + "\n")
         return 2
 
@@ -79,157 +82,104 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(argv: Sequence[str]) -> int:
-    parser = _Parser("python -m model", TRAIN)
-    parser.add_argument("config", metavar="CONFIG.json", type=Path, help="settings, or: probe")
+    parser = Parser("python -m model", TRAIN)
+    parser.add_argument("config", metavar="CONFIG.json", type=Path, help="settings")
     parser.add_argument("--out", metavar="DIR", type=Path, help="default: runs/model/CONFIG")
     options = parser.parse_args(argv)
-    config = build(_read_settings(options.config))
-    if config.runtime.device != "cpu" and not torch.cuda.is_available():
-        raise BadRequest(f"runtime.device: given {config.runtime.device!r}, no CUDA device is here")
-    splits = make_splits(config.data)
-    check_scenes([*splits.train, *splits.val, *splits.test], config.data)
+    config = build(read_settings(options.config))
+    _check(config)
     out: Path = options.out or Path("runs/model") / options.config.stem
     _prepare(out, config)
+    state, metrics, error, trace = "done", {}, None, None
     show = Display(config.optim.steps)
-    result: dict[str, Any] = {
-        "job_id": "",  # only a study gives jobs ids and levels
-        "levels": {},
-        "seed": config.seed,
-        "state": "done",
-        "metrics": {},
-        "error": None,
-        "attempts": 1,
-        "code": {},
-    }
-    with _stop_asked() as stop, (out / "events.jsonl").open("a") as events:
+    with stop_asked() as stop, (out / "events.jsonl").open("a") as events:
 
         def log(step: int, metrics: Mapping[str, float], event: str | None = None) -> None:
-            line = {"time": round(time.time(), 3), "step": step, "metrics": _finite(metrics)}
+            line = {"time": round(time.time(), 3), "step": step, "metrics": finite(metrics)}
             events.write(json.dumps(line | ({"event": event} if event else {})) + "\n")
             events.flush()
             show(step, metrics, event)
 
         try:
-            result["metrics"] = train(config, log, out, out / "features", stop)
-        except Interrupted as error:
+            metrics = train(config, log, out, out / "features", stop)
+        except Interrupted as stopped:
             show.end()
-            sys.stderr.write(f"{error}; the same command goes on from there\n")
+            sys.stderr.write(f"{stopped}; the same command goes on from there\n")
             return 130
-        except Diverged as error:
-            result |= {"state": "diverged", "metrics": error.metrics, "error": str(error)}
-        except (DataError, CheckpointError, FeatureError):
-            raise
-        except Exception as error:  # noqa: BLE001 - how it failed is its result
+        except Diverged as lost:
+            state, metrics, error = "diverged", lost.metrics, str(lost)
+        except Exception as failure:  # noqa: BLE001 - how it failed is its result
+            state, error = "failed", " ".join(f"{type(failure).__name__}: {failure}".split())
             trace = traceback.format_exc()
-            result |= {"state": "failed", "error": f"{type(error).__name__}: {error}"}
-            result["traceback"] = trace
     show.end()
-    result["metrics"] = _finite(result["metrics"])
-    result["environment"] = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "machine": platform.machine(),
-        "threads": config.runtime.threads,
+    result = {
+        "job_id": "",  # only a study gives jobs ids and levels
+        "levels": {},
+        "seed": config.seed,
+        "state": state,
+        "metrics": finite(metrics),
+        "error": error,
+        "attempts": 1,
+        "code": {},
+        "environment": _environment(config),
+        "traceback": trace,
     }
-    _write(out / "result.json", json.dumps(result, indent=1) + "\n")
-    if result["error"]:
-        sys.stderr.write(" ".join(str(result["error"]).split()) + "\n")
-        return 1
-    sys.stdout.write(_table(result["metrics"]) + f"{out / 'result.json'}\n")
-    return 0
+    write_whole(out / "result.json", json.dumps(result, indent=1) + "\n")
+    sys.stdout.write(table(finite(metrics)))
+    sys.stdout.write(f"{state}: {out / 'result.json'}\n")
+    if error:
+        sys.stderr.write(f"{error}\n")
+    return int(state != "done")
 
 
-def _read_settings(path: Path) -> dict[str, Any]:
-    try:
-        settings = json.loads(path.read_bytes())
-    except OSError as error:
-        raise BadRequest(f"{path}: {error.strerror}; give a JSON file of settings") from None
-    except ValueError as error:
-        raise BadRequest(f"{path}: not JSON ({error})") from None
-    if not isinstance(settings, dict):
-        kind = type(settings).__name__
-        raise BadRequest(f"{path}: given a {kind}, must be an object of settings by dotted path")
-    return settings
+def _check(config: TrainConfig) -> None:
+    """Look at device, images, labels and weights before anything is written."""
+    device = config.runtime.device
+    if device != "cpu" and not torch.cuda.is_available():
+        raise RequestError(f"runtime.device: given {device!r}, but no CUDA device is here; use cpu")
+    splits = make_splits(config.data)
+    check_scenes([*splits.train, *splits.val, *splits.test], config.data)
+    if config.backbone.checkpoint:
+        make_pyramid(config.backbone)
 
 
 def _prepare(out: Path, config: TrainConfig) -> None:
+    """Make the folder ready: events go on only with the same settings."""
+    text = json.dumps(settings_of(config), indent=1) + "\n"
+    path = out / "config.json"
     try:
         out.mkdir(parents=True, exist_ok=True)
+        if path.exists() and path.read_text() != text:
+            (out / "events.jsonl").unlink(missing_ok=True)
         (out / "result.json").unlink(missing_ok=True)
-        _write(out / "config.json", json.dumps(settings_of(config), indent=1) + "\n")
+        write_whole(path, text)
     except OSError as error:
-        raise BadRequest(f"--out {out}: cannot be written to ({error.strerror})") from None
+        raise RequestError(f"--out {out}: cannot be written to ({error.strerror})") from None
 
 
-@contextmanager
-def _stop_asked() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a question that `train` asks; the second ends it at once."""
-    asked = False
-
-    def ask(*_: object) -> None:
-        nonlocal asked
-        asked = True
-        signal.signal(signal.SIGINT, before)
-
-    before = signal.signal(signal.SIGINT, ask)
-    try:
-        yield lambda: asked
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-class Display:
-    """One line that tells how far a run is: rewritten on a terminal, now and then on a pipe."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-        self.live = sys.stdout.isatty()
-        self.first: tuple[int, float] | None = None
-        self.seen: dict[str, float] = {}
-        self.wrote = 0.0
-
-    def __call__(self, step: int, metrics: Mapping[str, float], event: str | None) -> None:
-        self.seen |= metrics
-        if event:
-            self._write(f"step {step}: {event}", True)
-        if "train/loss" not in metrics and "train/px_error" not in metrics:
-            return
-        now = time.monotonic()
-        self.first = self.first or (step, now)
-        if not self.live and now - self.wrote < 10 and step < self.steps:
-            return
-        self.wrote = now
-        parts = [f"step {step}/{self.steps}", f"loss {self.seen['train/loss']:.4f}"]
-        known = [split for split in ("val", "train") if f"{split}/px_error" in self.seen]
-        parts += [f"{split} px {self.seen[f'{split}/px_error']:.1f}" for split in known]
-        done, spent = step - self.first[0], now - self.first[1]
-        if done and spent:
-            left = (self.steps - step) * spent / done
-            parts.append(f"{done / spent:.1f} steps/s, {left // 60:.0f}:{left % 60:02.0f} left")
-        self._write("  ".join(parts), not self.live)
-
-    def end(self) -> None:
-        """Leave the live line."""
-        if self.live:
-            sys.stdout.write("\n")
-
-    def _write(self, line: str, whole: bool) -> None:
-        sys.stdout.write(("\r\x1b[K" if self.live else "") + line + ("\n" if whole else ""))
-        sys.stdout.flush()
+def _environment(config: TrainConfig) -> dict[str, Any]:
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "device": config.runtime.device,
+        "threads": config.runtime.threads,
+    }
 
 
 # --- python -m model probe CHECKPOINT -----------------------------------------------------------
 
 
 def _probe(argv: Sequence[str]) -> int:
-    parser = _Parser("python -m model probe", PROBE)
+    parser = Parser("python -m model probe", PROBE)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="trained weights")
     parser.add_argument(
         "--data",
         metavar="PATH",
         type=Path,
         action="append",
-        help="CULane or TuSimple root to read it on; again for more; default: that of its config",
+        default=[],
+        help="CULane or TuSimple root to read it on, again for more; default: as it was trained",
     )
     parser.add_argument("--cache", metavar="DIR", type=Path, help="where frozen features are kept")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -237,40 +187,55 @@ def _probe(argv: Sequence[str]) -> int:
     path: Path = options.checkpoint
     payload = read_checked(path)
     run = payload if isinstance(payload, Mapping) and "settings" in payload else None
-    config = saved_config(run, path) if run else build(_beside(path))
+    config = saved_config(run, path) if run else build(_settings_beside(path))
+    changes: dict[str, Any] = {"runtime.device": "cpu"}
     if options.data:
         roots = tuple(str(root) for root in options.data)
-        config = build(settings_of(config) | {"data.roots": roots, "data.geometry": None})
-    config = build(settings_of(config) | {"runtime.device": "cpu"})
+        changes |= {"data.roots": roots, "data.geometry": None}
+    config = build(settings_of(config) | changes)
+    _check(config)
     torch.set_num_threads(config.runtime.threads)
-    weights = _state_dict(payload, path)
-    best, y_weight, extra = None, None, {}
-    if run:
-        progress = Progress(**run["progress"])
-        best = progress.best_weights if progress.best_step != progress.step else None
-        schedule = YWeight(config.loss)
-        schedule.load(progress.y_weight)
-        y_weight = schedule.at(progress.step)
-        extra = {"final/uniformity_init": progress.start["attention/uniformity"]}
-    splits = make_splits(config.data)
-    check_scenes([*splits.train, *splits.val, *splits.test], config.data)
     with tempfile.TemporaryDirectory() as temporary:
-        kept = path.parent / "features"
+        kept = path.parent / "features"  # of a run of `python -m model`
         cache = options.cache or (kept if kept.is_dir() else Path(temporary))
-        material = load_material(config, cache)
-        model = LaneLM(config, material.bank.channels)
-        load_weights(model, weights, path)
-        found = final_readings(model, material, y_weight=y_weight, best=best) | extra
-    text = json.dumps(_finite(found), indent=1) + "\n" if options.json else _table(_finite(found))
-    sys.stdout.write(text)
+        found = finite(_read(config, path, _state_dict(payload, path), run, cache))
+    sys.stdout.write(json.dumps(found, indent=1) + "\n" if options.json else table(found))
     return 0
 
 
-def _beside(path: Path) -> dict[str, Any]:
+def _read(
+    config: TrainConfig,
+    path: Path,
+    weights: Mapping[str, Any],
+    run: Mapping[str, Any] | None,
+    cache: Path,
+) -> dict[str, float]:
+    """Take the readings; those of `best/` and the y weight at the end need the run's progress."""
+    material = load_material(config, cache)
+    model = LaneLM(config, material.bank.channels)
+    load_weights(model, weights, path)
+    progress = Progress(**run["progress"]) if run else Progress()
+    y_weight = YWeight(config.loss)
+    y_weight.load(progress.y_weight)
+    last = y_weight.at(progress.step) if run else None
+    found = final_readings(model, material, last)
+    if "attention/uniformity" in progress.start:
+        found["final/uniformity_init"] = progress.start["attention/uniformity"]
+    found |= held_out_readings(model, material, "val")
+    best = progress.best_weights if progress.best_step != progress.step else None
+    with other_weights(model, best):
+        if best is None:
+            found |= renamed(found, "val", "best")
+        else:
+            found |= held_out_readings(model, material, "best")
+        return found | held_out_readings(model, material, "test")
+
+
+def _settings_beside(path: Path) -> dict[str, Any]:
     config = path.with_name("config.json")
     if not config.is_file():
-        raise BadRequest(f"{path}: holds no settings, and there is no {config} with them either")
-    return _read_settings(config)
+        raise RequestError(f"{path}: holds no settings, and there is no {config} beside it")
+    return read_settings(config)
 
 
 def _state_dict(payload: Any, path: Path) -> Mapping[str, Any]:
@@ -278,49 +243,8 @@ def _state_dict(payload: Any, path: Path) -> Mapping[str, Any]:
         if isinstance(payload, Mapping) and isinstance(payload.get(key), Mapping):
             return payload[key]
     if not isinstance(payload, Mapping):
-        raise BadRequest(f"{path}: given a {type(payload).__name__}, must hold a state dict")
+        raise RequestError(f"{path}: given a {type(payload).__name__}, must hold a state dict")
     return payload
-
-
-# --- help ---------------------------------------------------------------------------------------
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, with the nearest option there is."""
-
-    def __init__(self, prog: str, description: str) -> None:
-        super().__init__(
-            prog,
-            description=description,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-
-    def error(self, message: str) -> NoReturn:
-        given = next((word for word in message.split() if word.startswith("--")), "")
-        near = difflib.get_close_matches(given, self._option_string_actions, n=1)
-        hint = f"; did you mean {near[0]}?" if near and near[0] != given else ""
-        raise BadRequest(f"{self.prog}: {message}{hint} (see {self.prog} --help)")
-
-
-def _finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """JSON knows no NaN: null stands for it."""
-    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-
-
-def _table(metrics: Mapping[str, float | None]) -> str:
-    width = max(map(len, metrics), default=0)
-    return "".join(f"{name:{width}}  {_number(metrics[name])}\n" for name in sorted(metrics))
-
-
-def _number(value: float | None) -> str:
-    return "not a number" if value is None else f"{value:.6g}"
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 if __name__ == "__main__":

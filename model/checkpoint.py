@@ -47,6 +47,8 @@ class Progress:
     best_step: int = 0
     """0: no validation reading yet"""
     best_score: float = float("inf")
+    best_readings: dict[str, float] = field(default_factory=dict)
+    """the validation readings of those weights"""
     best_weights: dict[str, Tensor] | None = None
     seconds: float = 0.0
     """wall time of all attempts so far"""

@@ -1,56 +1,103 @@
-"""The readings that stand at the end of a run, or of any trained weights."""
+"""What stands at the end of a run, or of any trained weights: every reading, and pictures."""
 
 from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Literal
 
+import cv2
 import torch
 from torch import Tensor
 
 from model.checkpoint import weights_of
+from model.draw import Image
 from model.lanelm import LaneLM
 from model.material import Material
+from model.pictures import attention_sheet, overlays
 from model.probe import readings, tokenizer_floor
+
+PICTURED = 2
+"""Images of a split that are drawn."""
 
 
 def final_readings(
-    model: LaneLM,
-    material: Material,
-    *,
-    y_weight: float | None = None,
-    best: Mapping[str, Tensor] | None = None,
+    model: LaneLM, material: Material, y_weight: float | None = None
 ) -> dict[str, float]:
-    """Take every reading: final/ and val/ of the weights in `model`, best/ and test/ of `best`.
+    """Take final/ of the weights in `model`, and floor/.
 
     Args:
-        model: trained; unchanged in the end.
-        material: the images.
+        model: trained.
+        material: the images; with one training image those of validation are its donors.
         y_weight: of the last step, for final/objective; None: the config's.
-        best: weights chosen by validation px; None: those in `model`.
     """
-    m, donors = material, material.val
-    final = readings(model, m.bank, m.shown, "final", donors=donors, full=True, y_weight=y_weight)
-    found = final | tokenizer_floor(m.train.targets, model.tokenizer)
-    if len(m.val):
-        found |= readings(model, m.bank, m.val, "val", donors=None, full=True)
-    last = weights_of(model)
+    m = material
+    found = readings(model, m.bank, m.shown, "final", donors=m.val, full=True, y_weight=y_weight)
+    return found | tokenizer_floor(m.train.targets, model.tokenizer)
+
+
+def held_out_readings(
+    model: LaneLM, material: Material, prefix: Literal["val", "best", "test"]
+) -> dict[str, float]:
+    """Take val/, best/ (on the validation images too) or test/ of the weights in `model`."""
+    split = material.test if prefix == "test" else material.val
+    return readings(model, material.bank, split, prefix, donors=None, full=False)
+
+
+def renamed(found: Mapping[str, float], old: str, new: str) -> dict[str, float]:
+    """Give the readings of prefix `old/` under `new/`."""
+    return {
+        f"{new}/{name.removeprefix(f'{old}/')}": value
+        for name, value in found.items()
+        if name.startswith(f"{old}/")
+    }
+
+
+@contextmanager
+def other_weights(model: LaneLM, weights: Mapping[str, Tensor] | None) -> Iterator[None]:
+    """Put `weights` (None: its own) into the model for a while."""
+    if weights is None:
+        yield
+        return
+    own = weights_of(model)
+    model.load_state_dict(dict(weights))
     try:
-        if best is not None:
-            model.load_state_dict(dict(best))
-            if len(m.val):
-                found |= readings(model, m.bank, m.val, "best", donors=None, full=True)
-        else:
-            chosen = {n: v for n, v in found.items() if n.startswith("val/")}
-            found |= {f"best/{n.removeprefix('val/')}": v for n, v in chosen.items()}
-        if len(m.test):
-            found |= readings(model, m.bank, m.test, "test", donors=None, full=True)
+        yield
     finally:
-        model.load_state_dict(last)
-    return found
+        model.load_state_dict(own)
+
+
+def save_pictures(model: LaneLM, material: Material, folder: Path) -> None:
+    """Draw decoded lanes over the first training and validation images, and where it looks.
+
+    Presentation: it draws PICTURED images of each, however many there are.
+    """
+    folder.mkdir(exist_ok=True)
+    splits = material.splits
+    for name, split, refs in (
+        ("train", material.shown, splits.train),
+        ("val", material.val, splits.val),
+    ):
+        some = split.first(PICTURED)
+        if not len(some):
+            continue
+        images = [ref.load(model.config.data).image for ref in refs[: len(some)]]
+        for i, drawn in enumerate(overlays(model, material.bank, some, images)):
+            _write(folder / f"{name}_{i}.png", drawn)
+        sheet = attention_sheet(model, material.bank, some, 0, images[0])
+        if sheet is not None:
+            _write(folder / f"{name}_0_attention.png", sheet)
+
+
+def _write(path: Path, image: Image) -> None:
+    """Write a picture whole or not at all."""
+    _, encoded = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 3])
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(encoded.tobytes())
+    temporary.replace(path)
 
 
 def reset_peak_memory(device: torch.device) -> None:

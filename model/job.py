@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -15,7 +14,15 @@ from torch import Tensor
 from model.backbone import CheckpointError
 from model.batches import Batches
 from model.checkpoint import Progress, resume, save_checkpoint, weights_of
-from model.conclude import final_readings, peak_memory_mb, reset_peak_memory
+from model.conclude import (
+    final_readings,
+    held_out_readings,
+    other_weights,
+    peak_memory_mb,
+    renamed,
+    reset_peak_memory,
+    save_pictures,
+)
 from model.config import TrainConfig
 from model.exposure import Exposure, Prefix
 from model.lanelm import LaneLM, Memory
@@ -63,7 +70,7 @@ class Job:
         self._pending: list[tuple[int, float, float, Tensor]] = []
         if self.progress.step == 0:
             floor = tokenizer_floor(self.material.train.targets, self.model.tokenizer)
-            self.progress.evaluated = self._read("train")
+            self.progress.evaluated = self._read_train()
             self.progress.start = self.progress.evaluated | floor
             log(0, self.progress.start)
         self._lap()
@@ -166,13 +173,13 @@ class Job:
         """Take the cheap readings; keep the weights if none did better on the validation images."""
         self.look()
         self._lap("step_seconds")
-        read = self._read("train")
+        read = self._read_train()
         if len(self.material.val):
-            read |= self._read("val")
-            score = _score(read)
-            if score < self.progress.best_score:
-                self.progress.best_score, self.progress.best_step = score, self.progress.step
-                self.progress.best_weights = weights_of(self.model)
+            read |= (held_out := held_out_readings(self.model, self.material, "val"))
+            p, score = self.progress, _score(held_out)
+            if score < p.best_score:
+                p.best_score, p.best_step, p.best_readings = score, p.step, held_out
+                p.best_weights = weights_of(self.model)
         self.progress.evaluated = read
         self.log(self.progress.step, read)
         self._lap("evaluation_seconds")
@@ -201,16 +208,17 @@ class Job:
         self._lap()
         if event := self.y_weight.unfinished(steps):
             self.log(steps, {"train/y_stage": self.y_weight.stage}, event=event)
-        found = final_readings(
-            self.model,
-            self.material,
-            y_weight=self.y_weight.at(steps),
-            best=None if p.best_step == steps else p.best_weights,
-        )
+        found = final_readings(self.model, self.material, self.y_weight.at(steps))
+        found |= renamed(p.evaluated, "val", "val") | renamed(p.best_readings, "val", "best")
+        if len(self.material.test):
+            with other_weights(self.model, p.best_weights):
+                found |= held_out_readings(self.model, self.material, "test")
         if "attention/uniformity" in p.start:
             found["final/uniformity_init"] = p.start["attention/uniformity"]
         if p.best_step:
             found["best/step"] = p.best_step
+        if self.config.runtime.pictures:
+            save_pictures(self.model, self.material, self.workdir / "pictures")
         start = self._mark
         self._lap()
         found |= {
@@ -232,10 +240,9 @@ class Job:
 
     # -- help --------------------------------------------------------------------------------
 
-    def _read(self, prefix: Literal["train", "val"]) -> dict[str, float]:
+    def _read_train(self) -> dict[str, float]:
         m = self.material
-        split = m.shown if prefix == "train" else m.val
-        return readings(self.model, m.bank, split, prefix, donors=None, full=False)
+        return readings(self.model, m.bank, m.shown, "train", donors=None, full=False)
 
     def _lap(self, part: str | None = None) -> None:
         """Book the time since the last call to a part of the run."""

@@ -309,17 +309,14 @@ def test_diverged_survives_the_way_out_of_a_worker() -> None:
 def test_best_is_chosen_by_validation_px_not_by_training_loss(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, seen = job_module.readings, []
+    real, seen = job_module.held_out_readings, []
     px = iter([9.0, 3.0, 6.0, 7.0])
 
-    def scripted(model: Any, bank: Any, split: Any, prefix: str, **options: Any) -> Any:
-        found = real(model, bank, split, prefix, **options)
-        if prefix == "val" and not options["full"]:
-            seen.append({name: w.clone() for name, w in model.state_dict().items()})
-            found |= {"val/px_error": next(px), "val/coverage": 1.0}
-        return found
+    def scripted(model: Any, material: Any, prefix: Any) -> dict[str, float]:
+        seen.append({name: w.clone() for name, w in model.state_dict().items()})
+        return real(model, material, prefix) | {"val/px_error": next(px), "val/coverage": 1.0}
 
-    monkeypatch.setattr(job_module, "readings", scripted)
+    monkeypatch.setattr(job_module, "held_out_readings", scripted)
     metrics, _ = run(tiny(evaluation__every=2), tmp_path, cache)
     assert metrics["best/step"] == 4
     kept = load_checkpoint(tmp_path / "checkpoint.pt")
@@ -327,7 +324,7 @@ def test_best_is_chosen_by_validation_px_not_by_training_loss(
     for name, weight in kept["progress"]["best_weights"].items():
         assert torch.equal(weight, seen[1][name])
     assert torch.equal(kept["model"]["head_x.weight"], seen[3]["head_x.weight"])
-    assert metrics["best/loss"] != metrics["val/loss"]
+    assert (metrics["best/px_error"], metrics["val/px_error"]) == (3.0, 7.0)
 
 
 def test_few_rows_well_met_are_not_best() -> None:
