@@ -11,7 +11,7 @@ from model.eval_split import EvalSplit
 from model.lanelm import LaneLM
 from model.pictures import attention_sheet, overlays
 from model.targets import make_targets
-from tests.model.test_probe import CHANNELS, MemoryBank, config_with, split_of
+from tests.model.small import CHANNELS, MemoryBank, config_with, split_of
 
 GREY = np.full((320, 800, 3), 90, np.uint8)
 LEFT = np.array([[200.0, 60.0], [100.0, 300.0]])
