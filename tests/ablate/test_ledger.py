@@ -153,6 +153,34 @@ def test_a_write_that_cannot_be_flushed_leaves_the_old_result(ledger, monkeypatc
     assert ledger.result(JOB.id) == RESULT
 
 
+def test_a_reader_of_the_old_result_reads_it_whole(ledger):
+    ledger.write_result(RESULT)
+    old = result_path(ledger).read_text()
+    with result_path(ledger).open() as reader:
+        ledger.write_result(Result(JOB.id, {}, 0, "failed", {}, "broke"))
+        assert reader.read() == old
+
+
+def test_a_result_is_on_disk_before_its_name_and_its_name_before_the_return(ledger, monkeypatch):
+    calls = []
+    fsync, replace = os.fsync, Path.replace
+
+    def flush(descriptor):
+        calls.append(Path(f"/proc/self/fd/{descriptor}").resolve().name)
+        fsync(descriptor)
+
+    def rename(path, target):
+        calls.append("rename")
+        return replace(path, target)
+
+    ledger.append_event(JOB.id, {"step": 1})
+    monkeypatch.setattr(ledger_module.os, "fsync", flush)
+    monkeypatch.setattr(Path, "replace", rename)
+    ledger.write_result(RESULT)
+    temporary = f".result.json.{os.getpid()}.tmp"
+    assert calls == ["events.jsonl", temporary, "rename", JOB.id]
+
+
 def write_forever(out, ready):
     ledger = Ledger(Path(out))
     ready.set()
