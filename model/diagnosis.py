@@ -94,6 +94,9 @@ def _far_off(known: Known, settings: Settings) -> Finding | None:
     if floor > FLOOR_PX:
         text += f"tokenization, whose round trip alone costs {floor:.3g} px"
         next = "tokenizer.mode=absolute against this one, everything else equal"
+    elif known["final/step_logit_gap"] > LOGIT_GAP:
+        text += "decoding, which reads another input than training does"
+        next = "the legacy levels of model.start, decode_shift and decode_y_offset off, one by one"
     elif forced < threshold("final/px_error"):
         text += f"exposure bias, for on the true prefix it is {forced:.2g} px off"
         next = "exposure.mode=scheduled_sampling against teacher_forcing"
@@ -101,6 +104,7 @@ def _far_off(known: Known, settings: Settings) -> Finding | None:
         text += "the loss, for it is off on the true prefix too and the tokens could do better"
         next = "loss.soft_bins=1 and loss.y_weight=0, each alone"
     names = ("final/loss", "final/px_error", "final/px_error_teacher_forced", "floor/px_error")
+    names += ("final/step_logit_gap",)
     return known.finding("far_off", text, next, *names)
 
 
@@ -126,12 +130,12 @@ def _start_leak(known: Known, settings: Settings) -> Finding | None:
 
 def _decode_mismatch(known: Known, settings: Settings) -> Finding | None:
     gap = known["final/step_logit_gap"]
-    if not gap > LOGIT_GAP or known["final/step_logit_gap_first"] > LOGIT_GAP:
+    if not gap > LOGIT_GAP or _start_leak(known, settings):
         return None
-    text = "after the first row decoding reads another input than training: the same prefix gives "
-    text += f"logits {gap:.2g} apart"
+    text = f"decoding reads another input than training: the same prefix gives logits {gap:.2g} "
+    text += "apart"
     next = "model.decode_shift=false and model.decode_y_offset=0, each alone"
-    names = ("final/step_logit_gap", "final/px_error", "final/px_error_teacher_forced")
+    names = ("final/step_logit_gap", "final/step_logit_gap_first", "final/px_error")
     return known.finding("decode_mismatch", text, next, *names)
 
 

@@ -226,6 +226,7 @@ def test_far_off_tells_tokens_from_exposure_from_loss() -> None:
     assert "exposure" in findings(final__px_error=60.0)["far_off"].text
     off = findings(final__px_error=60.0, final__px_error_teacher_forced=50.0)["far_off"]
     assert "the loss, for" in off.text
+    assert "decoding" in findings(**LEAK)["far_off"].text
     assert "far_off" not in findings(final__px_error=60.0, final__loss=1.2)  # architecture's
 
 
@@ -242,3 +243,5 @@ def test_other_input_in_decoding_is_not_called_exposure_bias() -> None:
     assert "decode_mismatch" not in findings(**LEAK)
     shifted: dict[str, float | None] = {"final__step_logit_gap": 5.0, "final__px_error": 80.0}
     assert "start_leak" not in findings(**shifted)
+    late = findings(final__step_logit_gap=5.0, final__step_logit_gap_first=5.0)
+    assert set(late) == {"decode_mismatch"}  # a gap that has not shown in px yet
