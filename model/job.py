@@ -147,10 +147,10 @@ class Job:
             read["clipped_share"] = self.progress.clipped / step
             event = self.y_weight.observe(step, read["loss_x"])
             if self.y_weight.stage:
-                read["y_stage"] = self.y_weight.stage
+                read["y_stage"] = float(self.y_weight.stage)
             self.progress.stepped = {f"train/{name}": value for name, value in read.items()}
             if event:
-                self.log(step, {"train/y_stage": self.y_weight.stage}, event=event)
+                self.log(step, {"train/y_stage": float(self.y_weight.stage)}, event=event)
 
     def _judge(self, step: int, read: Mapping[str, float]) -> None:
         p, objective = self.progress, read["objective"]
@@ -207,7 +207,7 @@ class Job:
         p, steps = self.progress, self.config.optim.steps
         self._lap()
         if event := self.y_weight.unfinished(steps):
-            self.log(steps, {"train/y_stage": self.y_weight.stage}, event=event)
+            self.log(steps, {"train/y_stage": float(self.y_weight.stage)}, event=event)
         found = final_readings(self.model, self.material, self.y_weight.at(steps))
         found |= renamed(p.evaluated, "val", "val") | renamed(p.best_readings, "val", "best")
         if len(self.material.test):
@@ -216,7 +216,7 @@ class Job:
         if "attention/uniformity" in p.start:
             found["final/uniformity_init"] = p.start["attention/uniformity"]
         if p.best_step:
-            found["best/step"] = p.best_step
+            found["best/step"] = float(p.best_step)
         if self.config.runtime.pictures:
             save_pictures(self.model, self.material, self.workdir / "pictures")
         start = self._mark

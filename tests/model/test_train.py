@@ -153,21 +153,21 @@ print(json.dumps(metrics))
 
 
 def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path: Path, cache: Path) -> None:
-    varied = settings(**VARIED, optim__steps=60, evaluation__every=20)
-    whole, _ = run(tiny(**VARIED, optim__steps=60, evaluation__every=20), tmp_path / "a", cache)
+    varied = settings(**VARIED, optim__steps=40, evaluation__every=20)
+    whole, _ = run(tiny(**VARIED, optim__steps=40, evaluation__every=20), tmp_path / "a", cache)
     folder = tmp_path / "killed"
     command = [sys.executable, "-c", SCRIPT, json.dumps(varied), str(folder), str(cache)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            if int(line) >= 25:  # in the middle, past some checkpoints
+            if int(line) >= 15:  # in the middle, past some checkpoints
                 process.send_signal(signal.SIGKILL)
                 break
     assert process.returncode == -signal.SIGKILL
     kept = load_checkpoint(folder / "checkpoint.pt")["progress"]["step"]
-    assert 24 <= kept < 60
-    metrics, events = run(tiny(**VARIED, optim__steps=60, evaluation__every=20), folder, cache)
+    assert 12 <= kept < 40
+    metrics, events = run(tiny(**VARIED, optim__steps=40, evaluation__every=20), folder, cache)
     assert events.events[0] == (kept, f"resumed after step {kept}")
     assert numbers(metrics) == numbers(whole)
 
