@@ -124,7 +124,7 @@ def main_effects(
 
     fitted = fit(frame, factors, metric)
     if fitted is None:
-        return []
+        return _untestable(frame, factors, base, metric)
     back = exp_or_inf if fitted.scale == "ratio" else float
     # every combination of levels once: averaging its predictions weighs levels evenly
     names = [*fitted.columns.values(), "seed"]
@@ -163,6 +163,34 @@ def main_effects(
                 )
             )
     return with_holm(effects)
+
+
+def _untestable(
+    frame: pd.DataFrame, factors: Sequence[str], base: Mapping[str, str], metric: str
+) -> list[Effect]:
+    """The effects that were asked for and that too few jobs are left for."""
+    effects = []
+    for factor in factors if metric in frame else ():
+        for level in frame[FACTOR + factor].dropna().unique():
+            if level != base[factor]:
+                rows = frame[frame[FACTOR + factor].isin([level, base[factor]])]
+                n = int(rows[metric].notna().sum())
+                effects.append(
+                    Effect(
+                        kind="main effect",
+                        metric=metric,
+                        factor=factor,
+                        level=str(level),
+                        against=base[factor],
+                        scale=scale_of(metric),
+                        estimate=None,
+                        low=None,
+                        high=None,
+                        n=n,
+                        lost=len(rows) - n,
+                    )
+                )
+    return effects
 
 
 def _known(value: float) -> float | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from ablate.runs import Picture, picture_name
+from ablate.runs import Picture, gallery, picture_name
 
 SMALL = 256
 """Longer side of the copies that MLflow's grids show, px."""
@@ -34,7 +34,7 @@ def lay_out(root: Path, pictures: Sequence[Picture], files: Sequence[Path], time
             _link(path, root / path.name)
     if pictures:
         (root / "images").mkdir(exist_ok=True)
-    for picture in pictures:
+    for picture in gallery(pictures):
         name = picture_name(picture, time)
         _link(picture.path, root / "images" / f"{name}.png")
         _shrink(picture.path, root / "images" / f"{name}+compressed.webp")

@@ -28,6 +28,8 @@ NAME = re.compile(r"[^\w\-. /:]")
 """What MLflow allows in names of metrics, params and images."""
 PICTURE = re.compile(r"^(?P<key>.+?)[-_](?:step[-_]?)?(?P<step>\d+)$")
 
+IMAGES = (".png", ".jpg", ".jpeg", ".webp")
+
 STATUS = {"done": "FINISHED", "failed": "FAILED", "diverged": "FAILED", "pruned": "KILLED"}
 
 
@@ -118,22 +120,41 @@ def span(events: Sequence[Mapping[str, Any]]) -> tuple[int, int] | None:
     return (int(1000 * min(times)), int(1000 * max(times))) if times else None
 
 
+def picture(path: Path, root: Path | None = None) -> Picture:
+    """Read key and step from a file's name, or from its path below `root`."""
+    name = (path.relative_to(root) if root else Path(path.name)).with_suffix("").as_posix()
+    match = PICTURE.match(name)
+    key, step = (match["key"], int(match["step"])) if match else (name, 0)
+    return Picture(path, NAME.sub("_", key), step)
+
+
 def pictures_of(folder: Path) -> list[Picture]:
     """The images of a job, in order of their names."""
-    found = []
-    for path in sorted((folder / "pictures").glob("**/*")):
-        if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-            continue
-        name = path.relative_to(folder / "pictures").with_suffix("").as_posix()
-        match = PICTURE.match(name)
-        key, step = (match["key"], int(match["step"])) if match else (name, 0)
-        found.append(Picture(path, NAME.sub("_", key), step))
-    return found
+    root = folder / "pictures"
+    paths = (path for path in sorted(root.glob("**/*")) if path.suffix.lower() in IMAGES)
+    return [picture(path, root) for path in paths]
+
+
+def gallery(pictures: Sequence[Picture]) -> list[Picture]:
+    """Pictures as MLflow shows them.
+
+    The last of each key stands with the final readings, at step 0, where MLflow's slider starts;
+    where there are several steps, all are under `pictures/`.
+    """
+    by_key: dict[str, list[Picture]] = {}
+    for picture in sorted(pictures, key=lambda picture: picture.step):
+        by_key.setdefault(picture.key, []).append(picture)
+    shown = []
+    for key, own in by_key.items():
+        shown.append(Picture(own[-1].path, f"final/{key}", 0))
+        if len(own) > 1:
+            shown += [Picture(one.path, f"pictures/{key}", one.step) for one in own]
+    return shown
 
 
 def picture_name(picture: Picture, time: int) -> str:
     """The file name, without suffix, by which MLflow's UI knows key, step and time of an image."""
-    unique = hashlib.sha256(str(picture.path).encode()).hexdigest()[:32]
+    unique = hashlib.sha256(f"{picture.key} {picture.path}".encode()).hexdigest()[:32]
     key = picture.key.replace("/", "~")
     return f"{key}+step+{picture.step}+timestamp+{time}+{unique}"
 

@@ -78,7 +78,9 @@ def effects_tables(ranking: Ranking) -> list[RenderableType]:
             table.add_row(factor, change, *cells, str(max(e.n for e in found.values())))
         title = wording.effect_title(kind, ranking)
         title += " (x: ratio; 95 % interval; * clear after Holm's correction)"
-        tables += [Text(), Text(title, "bold"), Padding(table, (0, 0, 0, 2))]
+        tables += [Text(), Text(title, "bold"), Padding(table, (0, 0, 0, 2), expand=False)]
+        notes = dict.fromkeys(effect.note for effect in effects if effect.note)
+        tables += [Text(f"  † {note}", "yellow") for note in notes]
         if len(rows) > EFFECTS_SHOWN:
             tables.append(Text(f"  ... {len(rows) - EFFECTS_SHOWN} more in the report", "dim"))
     return tables
@@ -100,4 +102,5 @@ def _seeds(arm: RankedArm) -> str:
 def _effect(effect: Effect | None) -> Text:
     if effect is None:
         return Text("-", "dim")
-    return Text(wording.amount(effect), "bold" if effect.clear else "")
+    mark = " †" if effect.note else ""
+    return Text(wording.amount(effect) + mark, "bold" if effect.clear else "")

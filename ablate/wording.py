@@ -13,6 +13,12 @@ from ablate.rank import PX_ERROR, Ranking
 from ablate.stats import Effect, Interval
 
 MARKS: dict[Verdict, str] = {"passed": "✓", "likely": "~", "failed": "✗", "not testable": "?"}
+VERBS: dict[Verdict, str] = {
+    "passed": "meets",
+    "likely": "likely meets",
+    "failed": "misses",
+    "not testable": "leaves open",
+}
 LEGEND = (
     "✓ passed (the whole interval)  ~ likely (only the mean, or one seed)  ✗ failed  ? not testable"
 )
@@ -77,7 +83,8 @@ def short_notes(arm: RankedArm) -> str:
 def amount(effect: Effect) -> str:
     """Estimate and interval: `x0.8 [0.6, 1.1]`, with a star when it is clear after Holm."""
     if effect.estimate is None:
-        return f"no value in {effect.lost} seeds"
+        lost = f", {effect.lost} lost" if effect.lost else ""
+        return f"not testable ({effect.n} values{lost})"
     sign = "x" if effect.scale == "ratio" else ""
     plus = "+" if effect.scale == "difference" and effect.estimate > 0 else ""
     text = f"{sign}{plus}{number(effect.estimate, 2)}"
@@ -143,13 +150,16 @@ def _winner(ended: Sequence[RankedArm]) -> str:
         verb = "meets" if len(whole) == 1 else "meet"
         return f"{_join(arm.arm for arm in whole)} {verb} all {total} criteria."
     best = ended[0]
-    passed = [name(c.name) for c in best.criteria if c.verdict == "passed"]
-    likely = [name(c.name) for c in best.criteria if c.verdict == "likely"]
-    missed = [name(c.name) for c in best.criteria if c.verdict in ("failed", "not testable")]
-    text = f"No configuration surely meets all {total} criteria. The first, {best.arm}, meets "
-    text += f"{len(passed)}" + (f" ({_join(passed)})" if passed else "")
-    text += f", likely {_join(likely)}" if likely else ""
-    return text + (f", and misses {_join(missed)}." if missed else ".")
+    by_verdict: dict[Verdict, list[str]] = {}
+    for criterion in best.criteria:
+        by_verdict.setdefault(criterion.verdict, []).append(name(criterion.name))
+    does = [
+        f"{verb} {_join(by_verdict[verdict])}"
+        for verdict, verb in VERBS.items()
+        if verdict in by_verdict
+    ]
+    sure = "No configuration surely meets" if "likely" in by_verdict else "No configuration meets"
+    return f"{sure} all {total} criteria. The first, {best.arm}, {_join(does)}."
 
 
 def _gates(ended: Sequence[RankedArm]) -> list[str]:

@@ -126,7 +126,7 @@ def test_pictures_are_there_as_images_over_the_steps(recorded):
     run = recorded.run(recorded.plan.jobs[0].id)
     files = [Path(item.path).name for item in client.list_artifacts(run.info.run_id, "images")]
     assert sum(name.endswith(".png") for name in files) == 2
-    assert any(name.startswith("overlay_train_0+step+40+timestamp+") for name in files)
+    assert any(name.startswith("final~overlay_train_0+step+0+timestamp+") for name in files)
     assert run.data.tags["mlflow.loggedImages"] == "True"
     names = {item.path for item in client.list_artifacts(run.info.run_id)}
     assert "config.json" in names
@@ -280,6 +280,16 @@ def test_readings_that_are_no_numbers_are_left_out():
         {"step": 2, "metrics": None},
     ]
     assert list(runs.history(events)) == [runs.Point("a", 1.0, 2000, 1)]
+
+
+def test_the_last_picture_stands_with_the_final_readings():
+    steps = [runs.Picture(Path(f"o_{step}.png"), "o", step) for step in (200, 100)]
+    found = [(p.path.name, p.key, p.step) for p in runs.gallery(steps)]
+    assert found == [
+        ("o_200.png", "final/o", 0),
+        ("o_100.png", "pictures/o", 100),
+        ("o_200.png", "pictures/o", 200),
+    ]
 
 
 def test_pictures_carry_their_step(tmp_path):

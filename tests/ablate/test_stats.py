@@ -219,6 +219,18 @@ def test_a_grid_with_one_seed_has_no_room_for_interactions_but_for_main_effects(
     assert terms == ["a", "b", "residual"]
 
 
+def test_a_grid_with_too_little_left_says_so():
+    rows = [
+        {"seed": 0, "factor:a": a, "factor:b": b, "y": 1.0 if a == "x" else math.nan}
+        for a, b in itertools.product("xy", repeat=2)
+    ]
+    effects = anova.main_effects(pd.DataFrame(rows), ["a", "b"], {"a": "x", "b": "x"}, "y")
+    assert [(e.factor, e.estimate, e.n, e.lost) for e in effects] == [
+        ("a", None, 2, 2),
+        ("b", None, 2, 2),
+    ]
+
+
 @pytest.mark.parametrize("metric", ["missing", "constant"])
 def test_nothing_to_explain(metric):
     frame = pd.DataFrame(

@@ -1,0 +1,213 @@
+"""The report: one safe, self-contained page that says what the ranking says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from ablate import charts, wording
+from ablate.nouns import Design, Plan
+from ablate.rank import judge, rank
+from ablate.report import embed, render_markdown, render_report
+from tests.ablate import synthetic
+
+
+class Page(HTMLParser):
+    """Text of a page, what it would load, and whether its tags match."""
+
+    VOID = frozenset(["meta", "link", "br", "img"])
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.loads: list[str] = []
+        self.ids: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.loads += [values[name] or "" for name in ("src", "href") if name in values]
+        if "id" in values:
+            self.ids.append(values["id"] or "")
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def reported(folder: Path, **changes: object) -> tuple[str, str]:
+    """The synthetic study as HTML and Markdown."""
+    study = synthetic.study(**changes)
+    plan = synthetic.plan(study)
+    results = synthetic.results(plan)
+    ledger = synthetic.keep(folder, plan, results)
+    gates, findings = judge(synthetic.Core(), plan.jobs, results)  # type: ignore[arg-type]
+    ranking = rank(study, plan.jobs, results, gates=gates, findings=findings)
+    histories = {job.id: list(ledger.events(job.id)) for job in plan.jobs}
+    pictures = {
+        job.id: sorted((ledger.folder(job.id) / "pictures").glob("*.png")) for job in plan.jobs
+    }
+    page = render_report(study, plan, ranking, results, histories, pictures, "ablate run <x>")
+    return page, render_markdown(study, plan, ranking, results, "ablate run <x>")
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    return reported(tmp_path_factory.mktemp("out"))
+
+
+@pytest.fixture(scope="module")
+def page(both: tuple[str, str]) -> Page:
+    return Page(both[0])
+
+
+def test_the_page_opens_without_a_network(both, page):
+    assert page.open == []
+    assert all(place.startswith(("#", "data:")) for place in page.loads)
+    assert not re.search(r"https?://(?!www\.w3\.org/)", both[0])  # namespaces load nothing
+    assert "<script" not in both[0]
+    assert len(both[0]) < 2_000_000
+
+
+def test_everything_is_escaped(both, page):
+    assert "Which change makes LaneLM <learn> & why?" in page.text
+    assert "<script>alert(1)</script>" in page.text  # as words, not as a tag
+    assert "A <CPU>" in page.text
+    assert "<learn>" not in both[1]
+    assert "<script>" not in both[1]
+
+
+def test_the_first_screen_has_question_answer_and_ranking(page):
+    place = page.text.index
+    assert place("Which change") < place("No configuration meets all 4") < place("✓ 0.0531 ±0.0058")
+
+
+def test_it_says_what_the_ranking_says(page):
+    for words in (
+        "px error < 5",
+        "✗ 5.31 ±0.58",
+        "1 failed",
+        "Each change alone, against base",
+        "Each change taken back, against all",
+        "x0.25 [0.24, 0.26]*",
+        "tokenizers differ: raw losses are not comparable",
+        "attention is spread evenly",
+        "Next: try visual.position=aligned",
+        "seed 1 diverged",
+        "abc123",
+        "ablate run <x>",
+    ):
+        assert words in page.text
+
+
+def test_charts_and_pictures_are_inside(both, page):
+    text = both[0]
+    assert text.count("<svg") >= 8 + 3  # a curve per arm, effects
+    assert text.count("data:image/jpeg") == 6  # best, base and worst: overlay and attention
+    assert "currentColor" in text
+    assert charts.INK not in text
+    assert len(page.ids) == len(set(page.ids))  # clip paths of one chart do not cut another
+
+
+def test_markdown_has_a_table_row_per_arm(both):
+    rows = [line for line in both[1].splitlines() if line.startswith("| ")]
+    assert len(rows) == 1 + 8
+    assert len({row.count(" | ") for row in rows}) == 1
+    assert "- lr: 3e-4 -> 1e-4: px error x0.25" in both[1]
+
+
+def test_a_grid_has_its_variance_shares(tmp_path):
+    page = Page(reported(tmp_path, designs=(Design("factorial"),))[0])
+    assert "Where the variance comes from" in page.text
+    assert "tokens x lr" in page.text
+
+
+def test_a_study_without_results_has_a_report(tmp_path):
+    study = synthetic.study()
+    plan = synthetic.plan(study)
+    ranking = rank(study, plan.jobs, {})
+    page = Page(render_report(study, plan, ranking, {}, {}, {}))
+    assert "No job has ended yet." in page.text
+    assert render_markdown(study, Plan([]), rank(study, [], {}), {})
+
+
+def test_a_picture_that_cannot_be_read_is_left_out(tmp_path):
+    broken = tmp_path / "overlay_1.png"
+    broken.write_bytes(b"not a picture")
+    assert embed(broken, 800) is None
+
+
+def test_curves_meet_at_common_steps():
+    line = charts.curve([{0: 4.0, 10: 2.0, 20: 1.0}, {0: 2.0, 10: 4.0}])
+    assert line == charts.Curve([0, 10], [3.0, 3.0], [2.0, 2.0], [4.0, 4.0])
+    assert charts.curve([{0: 1.0}, {1: 1.0}]) is None
+
+
+def test_a_chart_is_the_same_every_time():
+    line = charts.Curve([0, 1], [1.0, 2.0], [1.0, 2.0], [1.0, 2.0])
+
+    def draw() -> str:
+        return charts.learning_curve(
+            line, None, title="a < b", log=False, limits=(0, 3), threshold=1.5
+        )
+
+    assert draw() == draw()
+    assert 'aria-label="a &lt; b"' in draw()
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[object]:
+    from tests.ablate.chromium import open_browser
+
+    yield from open_browser(tmp_path)
+
+
+@pytest.mark.browser
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_in_a_browser_wide_and_narrow(both, browser, tmp_path):
+    path = tmp_path / "report.html"
+    path.write_text(both[0])
+    browser.get(path.as_uri())
+    for width in (1400, 390):
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        fits = "return document.documentElement.scrollWidth <= window.innerWidth"
+        assert browser.execute_script(fits)
+        first = browser.find_element("css selector", "#ranking .pill")
+        assert first.is_displayed()
+        visible = "return arguments[0].getBoundingClientRect().top < window.innerHeight"
+        assert browser.execute_script(visible, first)  # the ranking begins on the first screen
+    loaded = "return [...document.images].every(i => i.complete && i.naturalWidth > 0)"
+    assert browser.execute_script(loaded)
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+def test_words_of_the_terminal_and_the_report_agree(page):
+    study = synthetic.study()
+    plan = synthetic.plan(study)
+    results = synthetic.results(plan)
+    gates, findings = judge(synthetic.Core(), plan.jobs, results)  # type: ignore[arg-type]
+    ranking = rank(study, plan.jobs, results, gates=gates, findings=findings)
+    for line in wording.sentences(replace(ranking)):
+        assert " ".join(line.split()) in page.text
