@@ -108,7 +108,8 @@ class Request:
         found = self.results if results is None else results
         ranking = rank_study(self.study, self.plan, self.core, found)
         try:
-            write_ranking(self.ledger, ranking)
+            if found:
+                write_ranking(self.ledger, ranking)
         except OSError as error:
             complain(f"ranking.json cannot be written: {error}")
         return ranking
@@ -215,7 +216,7 @@ def run(
     if engine not in ENGINES:
         raise StudyError(f"--engine: given {engine!r}, must be one of {', '.join(ENGINES)}")
     from ablate.display import make_display
-    from ablate.run import RunOptions, run
+    from ablate.run import RunOptions, run, warm_up
     from ablate.table import answer
 
     asked = request(study, data, checkpoint, seeds, sets, out)
@@ -226,7 +227,9 @@ def run(
         made.append(asked.rank(results))
         return made[0], [asked.report(made[0], results)]
 
-    plan, options = asked.plan, RunOptions(workers, engine, retry_failed, rerun)
+    options = RunOptions(workers, engine, retry_failed, rerun)
+    warm_up(asked.study, options)
+    plan = asked.plan
     display = make_display()
     try:
         recorder = partial(_recorder, asked)

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 Conclude = Callable[[Mapping[str, Result]], tuple["Ranking", Sequence[Path]]]
 """Results -> the ranking and the files of the answer."""
 
+PRELOAD = ("ablate.worker", "ablate.cli")
+"""What workers need beside their core; the second is what `ablate` itself runs as."""
+
 TICK = 0.25
 """Seconds between looks at the events of running jobs."""
 
@@ -101,6 +104,14 @@ def run(
             study, plan, ledger, options, display, stop, make_recorder, conclude
         )
         return coordinator.run(begin)
+
+
+def warm_up(study: Study, options: RunOptions) -> None:
+    """Begin the slow imports of workers while the study is still being planned."""
+    if options.engine == "pool":
+        from ablate.engines.pool import warm_up
+
+        warm_up((*PRELOAD, *load_core(study.core).preload))
 
 
 @dataclass
@@ -203,7 +214,7 @@ class _Coordinator:
             self.worker,
             workers,
             timeout=self.study.timeout,
-            preload=("ablate.worker", "ablate.cli", *self.core.preload),
+            preload=(*PRELOAD, *self.core.preload),
             stop_asked=lambda: self.stop.asked,
         )
         try:

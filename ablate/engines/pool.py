@@ -69,9 +69,7 @@ class PoolEngine:
         self._notices: list[Notice] = []
         self._stopped = False
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(list(preload))
-        with _worker_surroundings():  # returns at once; the server imports while we go on
-            multiprocessing.forkserver.ensure_running()
+        warm_up(preload)
 
     def submit(self, task: Task) -> None:
         self._queue.append(task)
@@ -174,6 +172,13 @@ class PoolEngine:
     def _send(worker: _Worker, message: object) -> None:
         with contextlib.suppress(OSError):  # it is dead: the next `wait` hears so
             worker.pipe.send(message)
+
+
+def warm_up(preload: Sequence[str]) -> None:
+    """Start the server that workers are forked from; it imports `preload` while we go on."""
+    multiprocessing.forkserver.set_forkserver_preload(list(preload))
+    with _worker_surroundings():
+        multiprocessing.forkserver.ensure_running()
 
 
 def _serve(pipe: Connection, work: Work) -> None:
