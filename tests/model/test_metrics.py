@@ -262,4 +262,4 @@ def test_readings_are_numbers_for_any_lanes(decoded: np.ndarray, truth: np.ndarr
     assert all(isinstance(value, float) and math.isfinite(value) for value in read.values())
     assert 0 <= read.get("coverage", 0) <= 1
     if "px_error" in read:
-        assert read["px_error"] <= read["px_error_max"]
+        assert read["px_error"] <= read["px_error_max"] + 1e-9  # a mean of equals is rounded
