@@ -12,9 +12,9 @@ from typing import Annotated, cast
 import typer
 
 from ablate import commands
-from ablate.commands import Json, Out, complain, console
 from ablate.engines import EngineError
 from ablate.nouns import StudyError
+from ablate.request import RUNS, Json, Out, complain, console
 
 WRONG_REQUEST = 2
 
@@ -64,7 +64,7 @@ def _root(
         sys.stdout.write(context.get_help() + "\n")
 
 
-def show(job_id: JobId, out: Out = commands.RUNS, as_json: Json = False) -> None:
+def show(job_id: JobId, out: Out = RUNS, as_json: Json = False) -> None:
     """One job: how it ended, its readings, its settings."""
     from ablate import jobview
     from ablate.ledger import Ledger
@@ -73,7 +73,7 @@ def show(job_id: JobId, out: Out = commands.RUNS, as_json: Json = False) -> None
     jobview.show(ledger, jobview.find_job(ledger, job_id), console(), as_json)
 
 
-def diff(job_id: JobId, other: OtherId, out: Out = commands.RUNS) -> None:
+def diff(job_id: JobId, other: OtherId, out: Out = RUNS) -> None:
     """What two jobs differ in: settings, then readings."""
     from ablate import jobview
     from ablate.ledger import Ledger
@@ -85,7 +85,7 @@ def diff(job_id: JobId, other: OtherId, out: Out = commands.RUNS) -> None:
 
 def logs(
     job_id: JobId,
-    out: Out = commands.RUNS,
+    out: Out = RUNS,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")
     ] = False,

@@ -1,0 +1,179 @@
+"""What a command is asked for: the options that all share, and the study that they name."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ablate.nouns import Options, Plan, Result, Study
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ablate.core import Core
+    from ablate.ledger import Ledger
+    from ablate.rank import Ranking
+
+RUNS = Path("runs")
+
+StudyName = Annotated[
+    str, typer.Argument(metavar="STUDY", help="A YAML file, or a name in studies/.")
+]
+Data = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data",
+        metavar="PATH",
+        help="A CULane root (has list/) or a TuSimple root (has label_data_*.json); may be given "
+        "several times. Nothing: rendered road scenes.",
+    ),
+]
+Checkpoint = Annotated[
+    str | None, typer.Option(metavar="PATH", help="CLRerNet weights; selects that backbone.")
+]
+Seeds = Annotated[int | None, typer.Option(min=1, metavar="N", help="Replicates: seeds 0 to N-1.")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="PATH=VALUE",
+        help="A setting over the study's base: optim.steps=1000, model.preset=lanelm_256; may be "
+        "given several times.",
+    ),
+]
+Out = Annotated[Path, typer.Option(metavar="DIR", help="Where jobs, record and reports are.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+
+
+@dataclass
+class Request:
+    """A study as asked for; planned and judged when that is first needed."""
+
+    name: str
+    options: Options
+
+    @cached_property
+    def study(self) -> Study:
+        from ablate.study import load_study
+
+        return load_study(self.name, self.options)
+
+    @cached_property
+    def plan(self) -> Plan:
+        from ablate.study import plan
+
+        with patience("Reading the study, its data and weights ..."):
+            return plan(self.study, self.options)
+
+    @cached_property
+    def core(self) -> Core:
+        from ablate.core import load_core
+
+        return load_core(self.study.core)
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        from ablate.ledger import Ledger
+
+        return Ledger(self.options.out)
+
+    @cached_property
+    def results(self) -> dict[str, Result]:
+        from ablate.conclude import results_of
+
+        return results_of(self.plan, self.ledger)
+
+    @cached_property
+    def state(self) -> dict[str, str]:
+        from ablate.overview import states
+
+        return states(self.plan, self.ledger, self.results)
+
+    def rank(self, results: Mapping[str, Result] | None = None) -> Ranking:
+        """Rank and keep the ranking beside the study; a folder that takes no files is no matter."""
+        from ablate.conclude import rank_study, write_ranking
+
+        found = self.results if results is None else results
+        ranking = rank_study(self.study, self.plan, self.core, found)
+        try:
+            if found:
+                write_ranking(self.ledger, ranking)
+        except OSError as error:
+            complain(f"ranking.json cannot be written: {error}")
+        return ranking
+
+    def report(self, ranking: Ranking, results: Mapping[str, Result] | None = None) -> Path:
+        from ablate.conclude import write_report
+
+        command = f"ablate run {arguments(self)}"
+        found = self.results if results is None else results
+        return write_report(self.study, self.plan, self.ledger, ranking, found, command)
+
+
+def request(
+    study: str,
+    data: Sequence[str] | None,
+    checkpoint: str | None,
+    seeds: int | None,
+    sets: Sequence[str] | None,
+    out: Path,
+) -> Request:
+    return Request(study, Options(tuple(data or ()), checkpoint, seeds, tuple(sets or ()), out))
+
+
+def console() -> Console:
+    """Stdout; a pipe has no width that tables must be folded to."""
+    from rich.console import Console
+
+    made = Console(highlight=False, markup=False)
+    if not made.is_terminal and "COLUMNS" not in os.environ:
+        made = Console(highlight=False, markup=False, width=200)
+    return made
+
+
+def patience(text: str) -> AbstractContextManager[object]:
+    """Say on a terminal that something takes its time; leaves no trace."""
+    from rich.console import Console
+
+    terminal = Console(stderr=True)
+    return terminal.status(text) if terminal.is_terminal else nullcontext()
+
+
+def print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def complain(line: str) -> None:
+    sys.stderr.write(" ".join(line.split()) + "\n")
+
+
+def arguments(asked: Request) -> str:
+    """The study and its options as they were typed."""
+    given = asked.options
+    words = [asked.name]
+    words += [word for path in given.data for word in ("--data", path)]
+    words += ["--checkpoint", given.checkpoint] if given.checkpoint else []
+    words += ["--seeds", str(given.seeds)] if given.seeds is not None else []
+    words += [word for setting in given.sets for word in ("--set", setting)]
+    words += ["--out", str(given.out)] if given.out != RUNS else []
+    return shlex.join(words)
+
+
+def make_ui(asked: Request) -> str:
+    """The same study for `make ui`."""
+    given, name = asked.options, asked.name
+    number = name.removeprefix("strategy")
+    words = ["make", "ui", f"STRATEGY={number}" if number.isdigit() else f"STUDY={name}"]
+    words += [f"DATA={' '.join(given.data)}"] if given.data else []
+    words += [f"OUT={given.out}"] if given.out != RUNS else []
+    return shlex.join(words)
