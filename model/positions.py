@@ -95,7 +95,7 @@ def sharp(d: int, width: int, heads: int = 1) -> Basis:
 
 def weak(d: int, height: int, width: int) -> Basis:
     """Legacy: the shortest period is the whole image, so that neighbours look the same."""
-    return Basis(d, (height, 1e4 * height), (width, 1e4 * width))
+    return Basis(d, (1.0 * height, 1e4 * height), (1.0 * width, 1e4 * width))
 
 
 def codes(basis: Basis, grids: Sequence[Grid]) -> Float[Tensor, "d N"]:

@@ -18,7 +18,7 @@ from model.config import TrainConfig
 from model.matmul import Linear, project
 from model.positions import Grid, codes, make_grids, sharp, weak
 
-Statistics = Sequence[tuple[Float[Tensor, " C"], Float[Tensor, " C"]]]
+Statistics = Sequence[tuple[Float[Tensor, " _c"], Float[Tensor, " _c"]]]
 """mean and std per channel of P3, P4, P5 over the training images"""
 
 
