@@ -38,10 +38,12 @@ def shape(job: Job) -> Shape:
 
 
 def reading(metrics: Mapping[str, float], name: str) -> float | None:
-    """The value of `final/<name>`, else of the first metric with that last part."""
-    if f"final/{name}" in metrics:
-        return metrics[f"final/{name}"]
-    return next((v for key, v in metrics.items() if key.rsplit("/", 1)[-1] == name), None)
+    """The value of `final/<name>`, else of `train/<name>`; None where neither is a number."""
+    for prefix in ("final", "train"):
+        value = metrics.get(f"{prefix}/{name}")
+        if value is not None and not math.isnan(value):
+            return value
+    return None
 
 
 @dataclass
@@ -81,7 +83,7 @@ class Progress:
         self.results: dict[str, Result] = {}
         self.running: dict[str, Running] = {}
         self.best: list[tuple[Job, Result, int]] = []
-        """The three jobs that meet most criteria, then with the least px error (else loss)."""
+        """The three jobs that meet most criteria, then with the least px error, then loss."""
         self.stopping = False
         self._waiting: dict[str, Shape] = {}
         self._queue: Counter[Shape] = Counter()
@@ -187,12 +189,10 @@ class Progress:
             self._effort.setdefault(key, effort(job))
 
 
-def _order(entry: tuple[Job, Result, int]) -> tuple[float, float]:
+def _order(entry: tuple[Job, Result, int]) -> tuple[float, ...]:
     _, result, met = entry
-    value = reading(result.metrics, "px_error")
-    if value is None:
-        value = reading(result.metrics, "loss")
-    return -met, math.inf if value is None or math.isnan(value) else value
+    values = (reading(result.metrics, name) for name in ("px_error", "loss"))
+    return -met, *(math.inf if value is None else value for value in values)
 
 
 def criteria_met(criteria: Iterable[Criterion], metrics: Mapping[str, float]) -> int:

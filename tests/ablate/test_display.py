@@ -7,7 +7,15 @@ import io
 import pytest
 from rich.console import Console
 
-from ablate.display import HEARTBEAT, LiveDisplay, PlainDisplay, Screen, make_display, screen
+from ablate.display import (
+    HEARTBEAT,
+    LiveDisplay,
+    PlainDisplay,
+    Screen,
+    end_line,
+    make_display,
+    screen,
+)
 from ablate.nouns import Condition, Criterion, Job, Result
 from ablate.progress import Progress, duration, effort
 
@@ -46,7 +54,7 @@ def test_the_screen_shows_running_best_and_counts() -> None:
     state.ended("a", result("a", loss=0.02, px_error=1.5), 60.0)
     state.ended("b", result("b", "failed", "its worker was killed by SIGKILL"), 60.0)
     state.events(
-        "c", [{"step": 0}, {"step": 50, "metrics": {"train/loss": 0.5, "val/px_error": 9}}]
+        "c", [{"step": 0}, {"step": 50, "metrics": {"train/loss": 0.5, "train/px_error": 9}}]
     )
     text = shown(state, now=60.0)
     assert "2/4" in text
@@ -89,6 +97,17 @@ def test_best_by_criteria_then_px() -> None:
     state.ended("e", result("e", "diverged"), 1.0)
     assert [one.id for one, _, _ in state.best] == ["d", "b", "c"]
     assert [met for _, _, met in state.best] == [2, 2, 1]
+
+
+def test_what_was_not_decoded_has_no_px_error() -> None:
+    """The tokenizer's own error is a px error too, and not this one."""
+    bad = Result("a", {}, 0, "done", {"final/loss": 5.0, "floor/px_error": 1.0})
+    nan = Result("b", {}, 0, "done", {"final/loss": 4.0, "final/px_error": float("nan")})
+    assert "px_error" not in end_line(job("a"), bad, 1.0)
+    state = progress(job("a"), job("b"), job("c"))
+    for one in (bad, nan, result("c", loss=6.0, px_error=100)):
+        state.ended(one.job_id, one, 1.0)
+    assert [one.id for one, _, _ in state.best] == ["c", "b", "a"]
 
 
 class Clock:
