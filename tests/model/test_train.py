@@ -15,6 +15,8 @@ import torch
 
 from model import job as job_module
 from model.checkpoint import load_checkpoint
+from model.config import TrainConfig
+from model.init import stream
 from model.loss import compute_loss
 from model.outcome import Diverged, Interrupted
 from model.train import train
@@ -424,3 +426,26 @@ def test_it_learns_an_image_by_heart(tmp_path: Path, cache: Path) -> None:
     metrics, _ = run(config, tmp_path, cache)
     assert metrics["final/loss"] < 0.1
     assert metrics["final/px_error"] < 2 * metrics["floor/bound"]
+
+
+def test_every_step_and_pass_draws_from_a_stream_of_its_own(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[str] = []
+
+    def spy(seed: int, name: str) -> torch.Generator:
+        names.append(name)
+        return stream(seed, name)
+
+    for module in ("train", "exposure", "batches"):
+        monkeypatch.setattr(f"model.{module}.stream", spy)
+    config = tiny(
+        model__dropout=0.1, exposure__input_noise=1.0, batch__accumulate=2, batch__lanes=3
+    )
+    metrics, _ = run(config, tmp_path / "a", cache)
+    for kind in ("dropout", "exposure", "lanes"):
+        drawn = [name for name in names if name.startswith(kind)]
+        assert drawn == [f"{kind}/{step}/{part}" for step in range(1, 9) for part in (0, 1)]
+    without = config.model_dump() | {"model": config.model.model_dump() | {"dropout": 0.0}}
+    other, _ = run(TrainConfig.model_validate(without), tmp_path / "b", cache)
+    assert other["train/loss"] != metrics["train/loss"]
