@@ -109,10 +109,10 @@ def forest(effects: Sequence[Effect], title: str) -> str:
             axes.plot([effect.estimate], [place], "o", markersize=6, mfc=face, mec=color)
         axes.axvline(1 if ratio else 0, color=FAINT, linewidth=1, linestyle=":")
         if ratio:
-            _log_axis(axes.xaxis, axes.set_xscale, "x{x:g}", (1.0, 2.0, 5.0))
-            ends = [x for e in shown for x in (e.estimate, e.low, e.high) if x]
-            low, high = max(min([*ends, 0.8]), 0.02), min(max([*ends, 1.25]), 50)
-            axes.set_xlim(low / 1.1, high * 1.1)  # an interval of two seeds may span decades
+            low, high = _ratio_limits(shown)
+            subs = (1.0,) if high > 200 * low else (1.0, 2.0, 5.0)
+            _log_axis(axes.xaxis, axes.set_xscale, "x{x:g}", subs)
+            axes.set_xlim(low, high)
         axes.set_yticks(range(len(shown)), [f"{e.factor}: {e.level}" for e in shown])
         axes.set_ylim(len(shown) - 0.5, -0.5)
         axes.set_title(title, loc="left")
@@ -133,6 +133,15 @@ def trade_off(points: Mapping[str, tuple[float, float, bool]], x: str, y: str) -
         axes.set_ylabel(y)
         axes.margins(0.15)
         return _svg(figure, f"{y} against {x}")
+
+
+def _ratio_limits(effects: Sequence[Effect]) -> tuple[float, float]:
+    """All estimates and 1; the interval of two seeds may span decades and runs out of the chart."""
+    estimates = [e.estimate for e in effects if e.estimate] + [0.8, 1.25]
+    ends = [end for e in effects for end in (e.low, e.high) if end and math.isfinite(end)]
+    low = max(min([*estimates, *ends]), min(estimates) / 10)
+    high = min(max([*estimates, *ends]), max(estimates) * 10)
+    return low / 1.1, high * 1.1
 
 
 def _log_axis(axis: Any, set_scale: Any, form: str, subs: tuple[float, ...]) -> None:

@@ -29,7 +29,7 @@ Histories = Mapping[str, Iterable[Mapping[str, Any]]]
 CURVES = ("train/loss", "train/px_error", "val/px_error", "attention/uniformity")
 """Readings drawn over the steps, where a core has them; else its first two."""
 CURVES_SHOWN = 12
-OVERLAYS_SHOWN, SHEETS_SHOWN = 4, 1
+OVERLAYS_SHOWN, SHEETS_SHOWN = 4, 2
 PICTURE_WIDTH, SHEET_WIDTH = 800, 1400
 QUALITY = 80
 """Of the embedded JPEG pictures."""
@@ -252,8 +252,15 @@ def _gallery(
             role = named[arm] if named[arm] == arm else f"{named[arm]}: {arm}"
             caption = f"{role}, seed {seed}" + (f", step {found.step}" if found.step else "")
             if data := embed(found.path, width):
-                rows.setdefault(key, []).append({"caption": caption, "data": data})
+                rows.setdefault(_heading(key), []).append({"caption": caption, "data": data})
     return rows
+
+
+def _heading(key: str) -> str:
+    """`train_0_attention` is `training image 0 attention`."""
+    head, _, rest = key.partition("_")
+    known = {"train": "training image", "val": "held-out image", "test": "test image"}
+    return " ".join([known.get(head, head), *rest.split("_")]).strip()
 
 
 def embed(path: Path, width: int) -> str | None:

@@ -26,7 +26,8 @@ PARAM_LIMIT = 6000
 TAG_LIMIT = 5000
 NAME = re.compile(r"[^\w\-. /:]")
 """What MLflow allows in names of metrics, params and images."""
-PICTURE = re.compile(r"^(?P<key>.+?)[-_](?:step[-_]?)?(?P<step>\d+)$")
+PICTURE = re.compile(r"^(?P<key>.+?)[-_](?:step[-_]?(?P<step>\d+)|(?P<padded>\d{4,}))$")
+"""`overlay_000100` and `overlay_step100` are step 100 of `overlay`; `train_0` is image 0."""
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -44,7 +45,7 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Picture:
-    """An image of a job: `overlay_000100.png` is step 100 of `overlay`."""
+    """An image of a job."""
 
     path: Path
     key: str
@@ -124,7 +125,7 @@ def picture(path: Path, root: Path | None = None) -> Picture:
     """Read key and step from a file's name, or from its path below `root`."""
     name = (path.relative_to(root) if root else Path(path.name)).with_suffix("").as_posix()
     match = PICTURE.match(name)
-    key, step = (match["key"], int(match["step"])) if match else (name, 0)
+    key, step = (match["key"], int(match["step"] or match["padded"])) if match else (name, 0)
     return Picture(path, NAME.sub("_", key), step)
 
 
@@ -174,14 +175,15 @@ def mean_history(histories: Sequence[Iterable[Point]]) -> list[Point]:
 
 
 def config_points(arm: RankedArm, told: Iterable[str]) -> list[Point]:
-    """An arm's means once at step 0, and the ends of the intervals of what is not a cost."""
+    """An arm's means once at step 0, and the ends of the intervals of what the criteria read."""
     told = set(told)
+    read = {reading.metric for criterion in arm.criteria for reading in criterion.readings}
     points = []
     for name, interval in arm.metrics.items():
         key = NAME.sub("_", name)
         if key not in told:
             points.append(Point(key, _short(interval.mean), 0, 0))
-        if interval.low is not None and interval.high is not None and key.startswith("final/"):
+        if interval.low is not None and interval.high is not None and name in read:
             points.append(Point(f"low/{key}", _short(interval.low), 0, 0))
             points.append(Point(f"high/{key}", _short(interval.high), 0, 0))
     points.append(Point("criteria/passed", arm.count("passed"), 0, 0))

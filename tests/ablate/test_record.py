@@ -293,9 +293,9 @@ def test_the_last_picture_stands_with_the_final_readings():
 
 
 def test_pictures_carry_their_step(tmp_path):
-    for name in ("overlay_train_0_000500.png", "legend.png", "deep/attention-step-12.jpg", "x.txt"):
+    for name in ("overlay_train_0_000500.png", "val_1.png", "deep/attention-step-12.jpg", "x.txt"):
         path = tmp_path / "pictures" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     found = {(picture.key, picture.step) for picture in runs.pictures_of(tmp_path)}
-    assert found == {("overlay_train_0", 500), ("legend", 0), ("deep/attention", 12)}
+    assert found == {("overlay_train_0", 500), ("val_1", 0), ("deep/attention", 12)}
