@@ -77,4 +77,4 @@ check: $(STAMP) ## format, lint, types, imports
 	@$(BIN)/pyright
 
 bench: $(STAMP) ## the figures that the README quotes
-	@for script in bench/*.py; do $(BIN)/python $$script; done
+	@for script in bench/*.py; do m=$${script%.py}; $(BIN)/python -m $${m//\//.}; done
