@@ -71,25 +71,22 @@ def other_weights(model: LaneLM, weights: Mapping[str, Tensor] | None) -> Iterat
 
 
 def save_pictures(model: LaneLM, material: Material, folder: Path) -> None:
-    """Draw decoded lanes over the first training and validation images, and where it looks.
-
-    Presentation: it draws PICTURED images of each, however many there are.
-    """
+    """Draw decoded lanes over some training and validation images, and where the decoder looks."""
     folder.mkdir(exist_ok=True)
-    splits = material.splits
+    bank, splits, data = material.bank, material.splits, model.config.data
     for name, split, refs in (
-        ("train", material.shown, splits.train),
-        ("val", material.val, splits.val),
+        ("train", material.shown.first(PICTURED), splits.train),
+        ("val", material.val.first(PICTURED), splits.val),
     ):
-        some = split.first(PICTURED)
-        if not len(some):
+        if not len(split):
             continue
-        images = [ref.load(model.config.data).image for ref in refs[: len(some)]]
-        for i, drawn in enumerate(overlays(model, material.bank, some, images)):
+        images = [ref.load(data).image for ref in refs[: len(split)]]
+        for i, drawn in enumerate(overlays(model, bank, split, images)):
             _write(folder / f"{name}_{i}.png", drawn)
-        sheet = attention_sheet(model, material.bank, some, 0, images[0])
-        if sheet is not None:
-            _write(folder / f"{name}_0_attention.png", sheet)
+        if name == "train":
+            sheet = attention_sheet(model, bank, split, 0, images[0])
+            if sheet is not None:
+                _write(folder / "attention.png", sheet)
 
 
 def _write(path: Path, image: Image) -> None:

@@ -46,7 +46,7 @@ def test_a_job_leaves_its_config_events_result_and_pictures(trained: Path) -> No
     assert {line["step"] for line in lines} == set(range(9))
     assert lines[-1]["metrics"]["final/loss"] == result["metrics"]["final/loss"]
     pictures = {path.name: cv2.imread(str(path)) for path in (trained / "pictures").iterdir()}
-    assert {"train_0.png", "train_1.png", "val_0.png", "train_0_attention.png"} <= set(pictures)
+    assert {"train_0.png", "train_1.png", "val_0.png", "attention.png"} <= set(pictures)
     assert pictures["train_0.png"] is not None
     assert pictures["train_0.png"].shape == (64, 160, 3)
 
