@@ -11,11 +11,14 @@ import json
 import logging
 import os
 import socket
+import sqlite3
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,10 +37,6 @@ METRICS_AT_ONCE = 1000
 PARAMS_AT_ONCE = 100
 SHARE_KEY = "levels-and-criteria"
 """Name of the saved view of the runs table (`?viewStateShareKey=`)."""
-
-
-class NoRecordError(RuntimeError):
-    """MLflow cannot be reached or written: one line."""
 
 
 @dataclass
@@ -115,7 +114,7 @@ class Recorder:
         live = self._live.pop(job.id, None) or self._open(job, result, begin)
         self._live.pop(job.id, None)
         live.waiting += runs.history(events)
-        self._flush(live, runs.finals(result, (p.key for p in live.waiting), end))
+        finals = runs.finals(result, (point.key for point in live.waiting), end)
         pictures = runs.pictures_of(folder)
         self._log_files(live.run_id, live.place, pictures, [folder / "config.json"], end)
         if result.traceback:
@@ -123,7 +122,7 @@ class Recorder:
         tags = {**runs.tags_of(self.study, job, result), "recorded": digest}
         if pictures:
             tags["mlflow.loggedImages"] = "True"
-        self._write(live.run_id, tags=tags)
+        self._flush(live, finals, tags)
         self._client.set_terminated(live.run_id, runs.STATUS[result.state], end)
         self._recorded[job.id] = live.run_id, digest
 
@@ -257,7 +256,12 @@ class Recorder:
         self._client.set_terminated(run_id, "FINISHED" if done else "FAILED")
         self._recorded[name] = run_id, digest
 
-    def _flush(self, live: _Live, extra: Sequence[runs.Point] = ()) -> None:
+    def _flush(
+        self,
+        live: _Live,
+        extra: Sequence[runs.Point] = (),
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
         """Write the points that wait; a resumed job repeats steps, which count once."""
         points = []
         for point in live.waiting:
@@ -265,7 +269,7 @@ class Recorder:
                 live.told.add((point.key, point.step))
                 points.append(point)
         live.waiting.clear()
-        self._write(live.run_id, [*points, *extra])
+        self._write(live.run_id, [*points, *extra], tags=tags)
 
     def _write(
         self,
@@ -355,7 +359,28 @@ def connect(out: Path) -> MlflowClient:
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
     out.mkdir(parents=True, exist_ok=True)
-    return MlflowClient(store_uri(out))
+    uri = store_uri(out)
+    if "MLFLOW_TRACKING_URI" not in os.environ:
+        _use_write_ahead_log()
+    return MlflowClient(uri)
+
+
+@cache
+def _use_write_ahead_log() -> None:
+    """Let SQLite commit without waiting for the disk: 1 ms instead of 10 to 20.
+
+    A power cut may then lose the last runs, but not the database; the ledger has them.
+    """
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    def prepare(connection: object, _: object) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            with suppress(sqlite3.OperationalError):  # a file system without shared memory
+                connection.execute("PRAGMA journal_mode=WAL").close()
+                connection.execute("PRAGMA synchronous=NORMAL").close()
+
+    event.listen(Engine, "connect", prepare)
 
 
 def _now() -> int:

@@ -209,6 +209,25 @@ def test_a_planted_grid_gives_its_effects_back():
     assert a.lost == 1
 
 
+@pytest.mark.long
+def test_main_effects_of_1000_simulated_grids_cover_the_truth():
+    rng = np.random.default_rng(11)
+    cells = [(a, b, seed) for a in "xy" for b in "xyz" for seed in range(3)]
+    truth, inside = -0.4, 0
+    for _ in range(1000):
+        noise, blocks = 0.2 * rng.standard_normal(len(cells)), 0.5 * rng.standard_normal(3)
+        rows = [
+            {"seed": s, "factor:a": a, "factor:b": b, "y": truth * (a == "y") + blocks[s] + e}
+            for (a, b, s), e in zip(cells, noise, strict=True)
+        ]
+        found = anova.main_effects(pd.DataFrame(rows), ["a", "b"], {"a": "x", "b": "x"}, "y")
+        effect = next(effect for effect in found if effect.factor == "a")
+        assert effect.low is not None
+        assert effect.high is not None
+        inside += effect.low <= truth <= effect.high
+    assert 930 <= inside <= 970
+
+
 def test_a_grid_with_one_seed_has_no_room_for_interactions_but_for_main_effects():
     rows = [
         {"seed": 0, "factor:a": a, "factor:b": b, "y": 1.0 + (a == "y") + 0.1 * (a == b)}
