@@ -307,3 +307,24 @@ def test_one_image_is_learned():
     assert losses[-1] < 0.05
     ids = model.eval().generate(model.encode(features))
     assert torch.equal(ids, targets.ids)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"visual__position": "aligned", "model__attention": "qk_norm"},
+        {"visual__select": "topk", "visual__select_tokens": 12, "visual__norm": "standardize"},
+        {"visual__select": "pool", "visual__select_tokens": 12, "visual__position": "learned"},
+        {"tokenizer__mode": "relative_disjoint", "model__memory": "per_level"},
+    ],
+    ids=name_of,
+)
+def test_nothing_stays_behind_on_the_cpu(settings: dict[str, Any]):
+    """On another device every tensor must be there: `meta` refuses to mix with the CPU."""
+    model = network(small(**settings)).to("meta")
+    memory = model.encode([f.to("meta") for f in features_of(model)])
+    ids = targets_for(model.config).ids.to("meta")
+    inputs = model.shift(ids)
+    assert model(memory, *inputs)[0].device.type == "meta"
+    assert {w.device.type for w in model.attention(memory, *inputs)} == {"meta"}
+    assert model.generate(memory, prompt=ids[..., :2]).device.type == "meta"
