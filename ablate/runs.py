@@ -29,6 +29,8 @@ NAME = re.compile(r"[^\w\-. /:]")
 PICTURE = re.compile(r"^(?P<key>.+?)[-_](?:step[-_]?(?P<step>\d+)|(?P<padded>\d{4,}))$")
 """`overlay_000100` and `overlay_step100` are step 100 of `overlay`; `train_0` is image 0."""
 
+FINAL = ("final/", "best/", "test/", "floor/", "cost/")
+"""Readings that a job has once, at its end: bars, whenever they were told."""
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 
 STATUS = {"done": "FINISHED", "failed": "FAILED", "diverged": "FAILED", "pruned": "KILLED"}
@@ -92,7 +94,7 @@ def recorded_digest(value: Any) -> str:
 
 
 def history(events: Iterable[Mapping[str, Any]]) -> Iterator[Point]:
-    """The readings of a job's events; what is not a finite number is left out."""
+    """The readings of a job's events that make lines; what is not a finite number is left out."""
     for event in events:
         step, metrics = event.get("step"), event.get("metrics")
         if not isinstance(step, int) or not isinstance(metrics, Mapping):
@@ -100,7 +102,7 @@ def history(events: Iterable[Mapping[str, Any]]) -> Iterator[Point]:
         time = event.get("time")
         stamp = int(1000 * time) if isinstance(time, int | float) else 0
         for key, value in metrics.items():
-            if _is_number(value):
+            if _is_number(value) and not str(key).startswith(FINAL):
                 yield Point(NAME.sub("_", str(key)), float(value), stamp, step)
 
 
@@ -168,7 +170,7 @@ def mean_history(histories: Sequence[Iterable[Point]]) -> list[Point]:
         for place, value in once.items():
             sums.setdefault(place, []).append(value)
     return [
-        Point(key, math.fsum(values) / len(values), 0, step)
+        Point(key, _short(math.fsum(values) / len(values)), 0, step)
         for (key, step), values in sums.items()
         if len(values) == len(histories)
     ]

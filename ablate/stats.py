@@ -90,7 +90,7 @@ def job_frame(
         row: dict[str, object] = {"seed": job.seed, "state": result.state if result else "missing"}
         if result and result.state == "done":
             voided = set((void or {}).get(job.id, ()))
-            row.update({k: v for k, v in result.metrics.items() if k not in voided})
+            row.update({k: math.nan if k in voided else v for k, v in result.metrics.items()})
         arms = {job.arm: job.levels, **{arm.label: arm.levels for arm in job.also}}
         for label, levels in arms.items():
             own = {FACTOR + name: level for name, level in levels.items()}

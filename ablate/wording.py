@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 from ablate.arm import ArmGate, CriterionReading, RankedArm, Verdict
 from ablate.rank import PX_ERROR, Ranking
@@ -19,6 +20,8 @@ VERBS: dict[Verdict, str] = {
     "failed": "misses",
     "not testable": "leaves open",
 }
+NAMED = 4
+"""Configurations that a sentence names before it counts the rest."""
 LEGEND = (
     "✓ passed (the whole interval)  ~ likely (only the mean, or one seed)  ✗ failed  ? not testable"
 )
@@ -83,21 +86,27 @@ def short_notes(arm: RankedArm) -> str:
 def amount(effect: Effect) -> str:
     """Estimate and interval: `x0.8 [0.6, 1.1]`, with a star when it is clear after Holm."""
     if effect.estimate is None:
-        lost = f", {effect.lost} lost" if effect.lost else ""
-        return f"not testable ({effect.n} values{lost})"
-    sign = "x" if effect.scale == "ratio" else ""
-    plus = "+" if effect.scale == "difference" and effect.estimate > 0 else ""
-    text = f"{sign}{plus}{number(effect.estimate, 2)}"
+        return "not testable"
+    say = ratio if effect.scale == "ratio" else partial(number, digits=2)
+    sign = "x" if effect.scale == "ratio" else "+" if effect.estimate > 0 else ""
+    text = sign + say(effect.estimate)
     if effect.low is not None and effect.high is not None:
-        text += f" [{number(effect.low, 2)}, {number(effect.high, 2)}]"
+        text += f" [{say(effect.low)}, {say(effect.high)}]"
     return text + ("*" if effect.clear else "")
+
+
+def ratio(value: float) -> str:
+    """A ratio to the hundredth where that says enough: 0.8, 1.02, 0.0041, 377."""
+    if 0.1 <= value < 10:
+        return f"{value:.2f}".rstrip("0").rstrip(".")
+    return number(value, 2 if value < 0.1 else 3)
 
 
 def effect_line(effect: Effect) -> str:
     """One effect in a line: `tokens: full -> p5: px error x0.8 [0.6, 1.1] (3 seeds)`."""
     counted = "jobs" if effect.kind == "main effect" else "seeds"
     counted = counted[:-1] if effect.n == 1 else counted
-    lost = f", {effect.lost} lost" if effect.lost and effect.estimate is not None else ""
+    lost = f", {effect.lost} lost" if effect.lost else ""
     note = f"; {effect.note}" if effect.note else ""
     change = f"{effect.factor}: {effect.against} -> {effect.level}"
     return f"{change}: {name(effect.metric)} {amount(effect)} ({effect.n} {counted}{lost}{note})"
@@ -185,5 +194,8 @@ def _gates(ended: Sequence[RankedArm]) -> list[str]:
 
 
 def _join(words: Iterable[str]) -> str:
-    *head, last = list(words)
+    named = list(words)
+    if len(named) > NAMED + 1:
+        named = [*named[:NAMED], f"{len(named) - NAMED} more"]
+    *head, last = named
     return f"{', '.join(head)} and {last}" if head else last

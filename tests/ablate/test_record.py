@@ -273,9 +273,10 @@ def test_names_and_values_that_mlflow_refuses_are_made_fit():
     assert len(params["long"]) == 6000
 
 
-def test_readings_that_are_no_numbers_are_left_out():
+def test_a_history_has_numbers_that_make_lines():
     events = [
         {"step": 1, "time": 2.0, "metrics": {"a": 1.0, "b": None, "c": float("nan")}},
+        {"step": 9, "time": 3.0, "metrics": {"final/loss": 0.1}},  # a bar, not a line
         {"event": "started"},
         {"step": 2, "metrics": None},
     ]

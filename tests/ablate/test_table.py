@@ -80,7 +80,7 @@ def test_effect_line():
     )
     assert wording.effect_line(effect) == "tokens: full -> p5: px error x0.8 [0.6, 1.1] (3 seeds)"
     lost = replace(effect, estimate=None, low=None, high=None, n=0, lost=3)
-    assert "px error not testable (0 values, 3 lost)" in wording.effect_line(lost)
+    assert "px error not testable (0 seeds, 3 lost)" in wording.effect_line(lost)
 
 
 def test_a_study_without_results_says_so():
