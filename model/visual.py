@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from model.config import TrainConfig
 from model.matmul import Linear, project
-from model.positions import Grid, codes, make_grids, sharp, weak
+from model.positions import STRIDES, Grid, codes, make_grids, sharp, weak
 
 Statistics = Sequence[tuple[Float[Tensor, " _c"], Float[Tensor, " _c"]]]
 """mean and std per channel of P3, P4, P5 over the training images"""
@@ -112,7 +112,12 @@ class Level(nn.Module):
         if visual.residual:
             self.grow, self.shrink = Linear(D, config.model.d_ff), Linear(config.model.d_ff, D)
         self.embedding = nn.Embedding(1, D) if visual.level_embedding else None
-        self.places = LearnedPlaces(grid, D) if visual.position == "learned" else None
+        self.places = None
+        if visual.position == "learned":
+            stride = STRIDES[grid.level]
+            self.places = LearnedPlaces(
+                config.data.height // stride, config.data.width // stride, grid.step, D
+            )
 
     def forward(self, feature: Float[Tensor, "B c _h _w"]) -> Float[Tensor, "B D n"]:
         f = feature[..., :: self.grid.step, :: self.grid.step].flatten(2)
@@ -146,13 +151,13 @@ class Level(nn.Module):
 
 
 class LearnedPlaces(nn.Module):
-    """A learned vector per row and per column of the whole level, added up."""
+    """A learned vector per row and per column of the whole level, added up for the cells kept."""
 
-    def __init__(self, grid: Grid, d_model: int) -> None:
+    def __init__(self, height: int, width: int, step: int, d_model: int) -> None:
         super().__init__()
-        self.step = grid.step
-        self.rows = nn.Parameter(torch.empty(grid.height * grid.step, d_model))
-        self.columns = nn.Parameter(torch.empty(grid.width * grid.step, d_model))
+        self.step = step
+        self.rows = nn.Parameter(torch.empty(height, d_model))
+        self.columns = nn.Parameter(torch.empty(width, d_model))
 
     def first_values(self) -> dict[str, float]:
         """Make a cell's first vector as long as its sinusoid would be."""
