@@ -46,7 +46,7 @@ def open_ui(out: Path, study: str, console: Console | None = None, browser: bool
         StudyError: nothing is recorded, or the server does not start.
     """
     console = console or Console()
-    with serve(out) as (base, server):
+    with _ended_by_signals(), serve(out) as (base, server):
         places = links(base, study)
         console.print(f"MLflow answers at {base} (Ctrl-C stops it)", highlight=False)
         for name, link in places.items():
@@ -59,6 +59,22 @@ def open_ui(out: Path, study: str, console: Console | None = None, browser: bool
                 server.wait()
             except KeyboardInterrupt:
                 console.print("stopped")
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """However we are asked to end, the server ends with us."""
+
+    def end(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, end) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
