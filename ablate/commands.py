@@ -100,7 +100,7 @@ def run(
 
     def conclude(results: Mapping[str, Result]) -> tuple[Ranking, list[Path]]:
         made.append(asked.rank(results))
-        return made[0], [asked.report(made[0], results)]
+        return made[0], asked.answer(made[0], results)
 
     options = RunOptions(workers, engine, retry_failed, rerun)
     warm_up(asked.study, options)
@@ -215,7 +215,7 @@ def record(
     asked = request(study, data, checkpoint, seeds, sets, out)
     with asked.ledger.lock():  # a running study has its own writer
         ranking = asked.rank()
-        files = [asked.report(ranking, asked.results)]
+        files = asked.answer(ranking, asked.results)
         from ablate.record import rebuild
 
         rebuild(asked.study, asked.plan, asked.ledger, ranking, files)

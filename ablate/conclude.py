@@ -1,4 +1,4 @@
-"""From results to the answer on disk: ranking.json and report.html of a study."""
+"""From results to the answer on disk: ranking.json, report.html and report.md of a study."""
 
 from __future__ import annotations
 
@@ -42,8 +42,11 @@ def write_report(
     results: Mapping[str, Result],
     command: str,
 ) -> Path:
-    """Write the report with every job's history and pictures; `command` runs the study again."""
-    from ablate.report import render_report
+    """Write the page with every job's history and pictures, and the same in words as Markdown.
+
+    `command` runs the study again. The page's path is given back.
+    """
+    from ablate.report import render_markdown, render_report
     from ablate.runs import pictures_of
 
     histories = {job_id: list(ledger.events(job_id)) for job_id in results}
@@ -55,6 +58,8 @@ def write_report(
     path = ledger.study_folder(study.name) / "report.html"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, page)
+    text = render_markdown(study, plan, ranking, results, command)
+    write_atomic(path.with_suffix(".md"), text)
     return path
 
 

@@ -119,6 +119,12 @@ class Request:
         found = self.results if results is None else results
         return write_report(self.study, self.plan, self.ledger, ranking, found, command)
 
+    def answer(self, ranking: Ranking, results: Mapping[str, Result] | None = None) -> list[Path]:
+        """Write the report; every file that belongs to the answer."""
+        page = self.report(ranking, results)
+        files = (page, page.with_suffix(".md"), page.with_name("ranking.json"))
+        return [path for path in files if path.exists()]
+
 
 def request(
     study: str,

@@ -101,7 +101,8 @@ def _lane_count(known: Metrics) -> Gate:
     value, voids = known.get("final/lane_count_error"), ("px_error", "zigzag")
     if value is None:
         return _gate("lane_count", None, False, voids, "nothing was decoded")
-    note = f"{value:.2g} lanes too many or too few per image"
+    said = f"{value:.2g}"
+    note = f"{said} lane{'' if said == '1' else 's'} too many or too few per image"
     return _gate("lane_count", value, value < LANE_COUNT, voids, note)
 
 
