@@ -153,7 +153,10 @@ def _suggest(given: str, allowed: Mapping[str, Any] | frozenset[str]) -> str:
         near = [path for path in sorted(allowed) if path.rsplit(".", 1)[-1] == leaf][:1]
     if near:
         return f"; did you mean {near[0]!r}?"
-    return f"; allowed: {', '.join(sorted(allowed))}" if len(allowed) <= 12 else ""
+    if len(allowed) <= 12:
+        return f"; allowed: {', '.join(sorted(allowed))}"
+    parts = sorted({path.partition(".")[0] + "." for path in allowed if "." in path})
+    return f"; settings begin with {', '.join(parts)}"
 
 
 def _one_line(error: ErrorDetails) -> str:
