@@ -14,10 +14,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ablate.stats import FACTOR, Effect, exp_or_inf, holm, scale_of, with_holm
+from ablate.stats import CONFIDENCE, FACTOR, Effect, exp_or_inf, holm, scale_of, with_holm
 
 if TYPE_CHECKING:
     import pandas as pd
+
+ALPHA = 1 - CONFIDENCE
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,30 @@ class Term:
     p: float | None
     p_holm: float | None = None
     """p after Holm's correction over the factors and pairs of this metric."""
+    aliases: tuple[str, ...] = ()
+    """Pairs of factors that this design cannot tell from the term: it may be theirs."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The jobs that have one level of each of two factors."""
+
+    level: str
+    other: str
+    mean: float
+    """Geometric where the metric is compared as a ratio."""
+    n: int
+
+
+@dataclass(frozen=True)
+class Interaction:
+    """Two factors of which one changes what the other does, with the cells that show it."""
+
+    metric: str
+    factor: str
+    other: str
+    share: float
+    cells: tuple[Cell, ...]
 
 
 @dataclass(frozen=True)
@@ -49,6 +75,8 @@ class Fit:
     """Term of the formula -> as people read it."""
     data: pd.DataFrame
     scale: str
+    aliases: dict[str, tuple[str, ...]]
+    """Term as people read it -> pairs that cannot be told from it."""
 
 
 def fit(frame: pd.DataFrame, factors: Sequence[str], metric: str) -> Fit | None:
@@ -80,19 +108,64 @@ def fit(frame: pd.DataFrame, factors: Sequence[str], metric: str) -> Fit | None:
         f"C({columns[a]}, Sum):C({columns[b]}, Sum)": f"{a} x {b}"
         for a, b in itertools.combinations(varying, 2)
     }
-    for terms in (mains | pairs, mains):
-        model = smf.ols("y ~ " + " + ".join(terms), data)
+    told = told_apart(data, mains, pairs)
+    for own, aliases in (told, told_apart(data, mains, pairs, fit_pairs=False)):
+        model = smf.ols("y ~ " + " + ".join(own), data)
         exog = np.asarray(model.exog)
         if len(data) > exog.shape[1] == np.linalg.matrix_rank(exog):
-            return Fit(model.fit(), columns, terms, data, scale)
+            return Fit(model.fit(), columns, own, data, scale, aliases)
     return None
 
 
-def variance(frame: pd.DataFrame, factors: Sequence[str], metric: str) -> list[Term]:
-    """Analysis of variance of one metric; empty when the data cannot carry it."""
+def told_apart(
+    data: pd.DataFrame, mains: dict[str, str], pairs: dict[str, str], fit_pairs: bool = True
+) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
+    """The terms that these jobs can tell apart, and which pairs are aliased with which term.
+
+    A pair whose columns are combinations of those of earlier terms is left out and named as the
+    alias of the terms it is made of: in a fraction of a grid, or where jobs were lost.
+
+    Args:
+        data: a column per factor.
+        mains: terms of the formula, kept in any case.
+        pairs: terms that are kept when they say something new.
+        fit_pairs: whether to keep any; else only what is aliased with `mains` is named.
+    """
+    import numpy as np
+    from patsy.highlevel import dmatrix
+
+    matrix: Any = dmatrix(" + ".join([*mains, *pairs]), data)
+    whole, slices = np.asarray(matrix), matrix.design_info.term_name_slices
+    kept, blocks = dict(mains), {name: whole[:, slices[name]] for name in mains}
+    aliases: dict[str, tuple[str, ...]] = {}
+    for name, pair in pairs.items():
+        own = whole[:, slices[name]]
+        before = np.hstack([whole[:, :1], *blocks.values()])
+        weights, *_ = np.linalg.lstsq(before, own, rcond=None)
+        new = own - before @ weights
+        if np.abs(new).max() > 1e-8:
+            if fit_pairs and np.linalg.matrix_rank(new) == own.shape[1]:
+                kept[name], blocks[name] = pair, own
+            continue
+        start = 1
+        for term, block in blocks.items():
+            size = np.abs(weights[start : start + block.shape[1]]).max()
+            start += block.shape[1]
+            if size > 1e-8:
+                aliases[kept[term]] = (*aliases.get(kept[term], ()), pair)
+    return kept, aliases
+
+
+def variance(
+    frame: pd.DataFrame, factors: Sequence[str], metric: str, fitted: Fit | None = None
+) -> list[Term]:
+    """Analysis of variance of one metric; empty when the data cannot carry it.
+
+    `fitted` saves fitting again.
+    """
     from statsmodels.stats.anova import anova_lm
 
-    fitted = fit(frame, factors, metric)
+    fitted = fitted or fit(frame, factors, metric)
     if fitted is None or fitted.model.centered_tss <= 0:
         return []
     table = anova_lm(fitted.model, typ=2)
@@ -106,6 +179,7 @@ def variance(frame: pd.DataFrame, factors: Sequence[str], metric: str) -> list[T
             share=float(row["sum_sq"]) / total,
             f=_known(row["F"]),
             p=_known(row["PR(>F)"]),
+            aliases=fitted.aliases.get(fitted.terms.get(str(name), ""), ()),
         )
         for name, row in table.iterrows()
     ]
@@ -115,14 +189,39 @@ def variance(frame: pd.DataFrame, factors: Sequence[str], metric: str) -> list[T
     return [replace(term, p_holm=fixed.get(term.term)) for term in terms]
 
 
+def interactions(fitted: Fit | None, terms: Sequence[Term]) -> list[Interaction]:
+    """The pairs that are clear after the correction, with the means of their cells."""
+    if fitted is None:
+        return []
+    back = exp_or_inf if fitted.scale == "ratio" else float
+    found = []
+    for a, b in itertools.combinations(fitted.columns, 2):
+        for term in terms:
+            if term.term == f"{a} x {b}" and term.p_holm is not None and term.p_holm < ALPHA:
+                groups = fitted.data.groupby([fitted.columns[a], fitted.columns[b]], sort=False)
+                cells = tuple(
+                    Cell(str(level), str(other), back(float(own["y"].mean())), len(own))
+                    for (level, other), own in groups  # type: ignore[misc]
+                )
+                found.append(Interaction(term.metric, a, b, term.share, cells))
+    return found
+
+
 def main_effects(
-    frame: pd.DataFrame, factors: Sequence[str], base: Mapping[str, str], metric: str
+    frame: pd.DataFrame,
+    factors: Sequence[str],
+    base: Mapping[str, str],
+    metric: str,
+    fitted: Fit | None = None,
 ) -> list[Effect]:
-    """What each level does against the base's, averaged evenly over the other factors' levels."""
+    """What each level does against the base's, averaged evenly over the other factors' levels.
+
+    `fitted` saves fitting again.
+    """
     import numpy as np
     from patsy.build import build_design_matrices
 
-    fitted = fit(frame, factors, metric)
+    fitted = fitted or fit(frame, factors, metric)
     if fitted is None:
         return _untestable(frame, factors, base, metric)
     back = exp_or_inf if fitted.scale == "ratio" else float
@@ -138,6 +237,7 @@ def main_effects(
     for factor, column in fitted.columns.items():
         labels = np.array(grid[column])
         against = base[factor] if base[factor] in labels else str(labels[0])
+        aliases = fitted.aliases.get(factor, ())
         for level in dict.fromkeys(fitted.data[column]):
             if level == against:
                 continue
@@ -160,6 +260,7 @@ def main_effects(
                     n=n,
                     lost=int(of_level.sum()) - n,
                     p=float(test.pvalue),
+                    note=f"cannot be told from {', '.join(aliases)}" if aliases else "",
                 )
             )
     return with_holm(effects)

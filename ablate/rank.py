@@ -13,11 +13,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ablate.arm import RankedArm, arm_json, read_arm
+from ablate.compare import LevelCount, compare
 from ablate.nouns import Finding, Gate, Job, Result, Study
-from ablate.stats import FACTOR, Effect, contrasts, job_frame, pareto_front
+from ablate.stats import Effect, pareto_front
 
 if TYPE_CHECKING:
-    from ablate.anova import Term
+    from ablate.anova import Interaction, Term
     from ablate.core import Core
 
 PX_ERROR = "final/px_error"
@@ -38,6 +39,10 @@ class Ranking:
     effects: tuple[Effect, ...]
     variance: tuple[Term, ...]
     notes: tuple[str, ...]
+    interactions: tuple[Interaction, ...] = ()
+    """Pairs of factors that are clear after the correction."""
+    levels: tuple[LevelCount, ...] = ()
+    """How the jobs of each level ended."""
 
     def arm(self, label: str) -> RankedArm:
         """The arm of that label (KeyError where there is none)."""
@@ -55,6 +60,8 @@ class Ranking:
                 "ranking": [arm_json(arm) for arm in self.arms],
                 "effects": [asdict(effect) for effect in self.effects],
                 "variance": [asdict(term) for term in self.variance],
+                "interactions": [asdict(pair) for pair in self.interactions],
+                "levels": [asdict(level) for level in self.levels],
                 "notes": list(self.notes),
             }
         )
@@ -104,29 +111,19 @@ def rank(
         grouped.setdefault(job.arm, []).append(job)
     read = [read_arm(study.criteria, own, results, gates, findings) for own in grouped.values()]
     arms = _in_order(read)
-    levels = _levels(jobs)
-    base, best = _label(levels, study.base_levels), None
-    if any(design.name == "leave_one_out" for design in study.designs):
-        best = _label(levels, best_levels(study))
-    effects, variance = _compare(study, jobs, results, gates, base, best)
+    found = compare(study, jobs, results, gates)
     return Ranking(
         study=study.name,
         question=study.question,
         arms=arms,
-        base=base,
-        best=best,
-        effects=tuple(effects),
-        variance=tuple(variance),
+        base=found.base,
+        best=found.best,
+        effects=found.effects,
+        variance=found.variance,
+        interactions=found.interactions,
+        levels=found.levels,
         notes=_notes(jobs, results, core_hash),
     )
-
-
-def best_levels(study: Study) -> dict[str, str]:
-    """The arm that leave-one-out starts from: each factor's last level unless named."""
-    named: dict[str, str] = {}
-    for design in study.designs:
-        named = {**dict(design.options.get("best") or {}), **named}
-    return {f.name: named.get(f.name, f.levels[-1].name) for f in study.factors}
 
 
 def _in_order(arms: Sequence[RankedArm]) -> tuple[RankedArm, ...]:
@@ -167,84 +164,6 @@ def _coordinates(arm: RankedArm) -> list[float | None]:
         point += [None if void or r.value is None else r.value.mean for r in criterion.readings]
     cost = arm.metrics.get(COST)
     return [*point, cost.mean if cost else None]
-
-
-def _levels(jobs: Iterable[Job]) -> dict[str, Mapping[str, str]]:
-    """Levels by arm label, the arms that share another's runs included."""
-    levels: dict[str, Mapping[str, str]] = {}
-    for job in jobs:
-        levels.setdefault(job.arm, job.levels)
-        for arm in job.also:
-            levels.setdefault(arm.label, arm.levels)
-    return levels
-
-
-def _label(levels: Mapping[str, Mapping[str, str]], wanted: Mapping[str, str]) -> str | None:
-    return next((label for label, own in levels.items() if dict(own) == dict(wanted)), None)
-
-
-def _compare(
-    study: Study,
-    jobs: Sequence[Job],
-    results: Mapping[str, Result],
-    gates: Mapping[str, Sequence[Gate]],
-    base: str | None,
-    best: str | None,
-) -> tuple[list[Effect], list[Term]]:
-    metrics = list(dict.fromkeys(k.metric for c in study.criteria for k in c.conditions))
-    of_criterion = {c.name: [k.metric for k in c.conditions] for c in study.criteria}
-    void = {
-        job_id: {
-            metric
-            for gate in own
-            if gate.verdict == "failed"
-            for name in gate.voids
-            for metric in of_criterion.get(name, ())
-        }
-        for job_id, own in gates.items()
-    }
-    frame = job_frame(jobs, results, void)
-    levels = _levels(jobs)
-    effects: list[Effect] = []
-    variance: list[Term] = []
-    designs = {design.name for design in study.designs}
-    if base is not None and designs & {"one_at_a_time", "list", "paths"}:
-        effects += contrasts(frame, levels, base, metrics, "one at a time", study.zipped)
-    if best is not None:
-        effects += contrasts(frame, levels, best, metrics, "leave one out", study.zipped)
-    if designs & {"factorial", "fractional"}:
-        from ablate import anova  # statsmodels takes over a second to import
-
-        start = study.base_levels
-        alone = [f.name for f in study.factors if not any(f.name in g for g in study.zipped)]
-        for group in study.zipped:  # factors that vary together are one
-            name = "+".join(group)
-            frame[FACTOR + name] = frame[[FACTOR + f for f in group]].agg("+".join, axis=1)
-            start[name] = "+".join(start[f] for f in group)
-            alone.append(name)
-        for metric in metrics:
-            effects += anova.main_effects(frame, alone, start, metric)
-            variance += anova.variance(frame, alone, metric)
-    return _mind_tokenizers(study, effects), variance
-
-
-def _mind_tokenizers(study: Study, effects: Iterable[Effect]) -> list[Effect]:
-    """Say so where an effect on a loss is across tokenizers: its classes are not the same."""
-    touches = {
-        (factor.name, level.name)
-        for factor in study.factors
-        for level in factor.levels
-        if any(path.startswith("tokenizer.") for path in level.settings)
-    }
-    marked = []
-    for effect in effects:
-        names = effect.factor.split("+")
-        ends = {*zip(names, effect.level.split("+"), strict=False)}
-        ends |= {*zip(names, effect.against.split("+"), strict=False)}
-        if effect.metric.endswith("/loss") and ends & touches:
-            effect = replace(effect, note="tokenizers differ: raw losses are not comparable")
-        marked.append(effect)
-    return marked
 
 
 def _tokenizer(job: Job) -> str:

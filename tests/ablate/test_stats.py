@@ -256,3 +256,64 @@ def test_nothing_to_explain(metric):
         {"seed": [0, 0, 1, 1], "factor:a": ["x", "y", "x", "y"], "constant": [1.0] * 4}
     )
     assert anova.variance(frame, ["a"], metric) == []
+
+
+def half_fraction(names: str, generated: str, of: str, seeds: int = 2) -> pd.DataFrame:
+    """A two-level grid with one factor's level the product of others', of signs."""
+    rng = np.random.default_rng(5)
+    rows = []
+    for signs in itertools.product((-1, 1), repeat=len(names)):
+        level: dict[str, int] = dict(zip(names, signs, strict=True))
+        level[generated] = math.prod(level[name] for name in of)
+        for seed in range(seeds):
+            noise = 0.01 * rng.standard_normal()
+            row = {f"factor:{name}": "-+"[sign > 0] for name, sign in level.items()}
+            y = 2.0 * level["a"] + 1.0 * level["a"] * level["b"] + noise
+            rows.append({"seed": seed, "y": y, **row})
+    return pd.DataFrame(rows)
+
+
+def test_a_half_fraction_names_its_aliased_pairs_and_fits_the_others():
+    """Resolution IV: pairs are aliased with pairs, factors are clear."""
+    terms = {t.term: t for t in anova.variance(half_fraction("abc", "d", "abc"), list("abcd"), "y")}
+    assert terms["a x b"].aliases == ("c x d",)
+    assert terms["a x c"].aliases == ("b x d",)
+    assert terms["a"].aliases == ()
+    assert "c x d" not in terms
+    assert terms["a"].share == pytest.approx(0.8, abs=0.01)
+    assert terms["a x b"].share == pytest.approx(0.2, abs=0.01)
+
+
+def test_effects_that_may_be_a_pairs_say_so():
+    """Resolution III: every factor is aliased with a pair."""
+    base = dict.fromkeys("abc", "-")
+    effects = anova.main_effects(half_fraction("ab", "c", "ab"), list("abc"), base, "y")
+    notes = {effect.factor: effect.note for effect in effects}
+    assert notes["c"] == "cannot be told from a x b"
+    assert notes["a"] == "cannot be told from b x c"
+
+
+def test_an_interaction_shows_its_cells():
+    frame = half_fraction("abc", "d", "abc")
+    fitted = anova.fit(frame, list("abcd"), "y")
+    (pair,) = anova.interactions(fitted, anova.variance(frame, list("abcd"), "y", fitted))
+    assert (pair.factor, pair.other) == ("a", "b")
+    means = {(cell.level, cell.other): cell.mean for cell in pair.cells}
+    assert means == {
+        ("-", "-"): pytest.approx(-1, abs=0.02),
+        ("-", "+"): pytest.approx(-3, abs=0.02),
+        ("+", "-"): pytest.approx(1, abs=0.02),
+        ("+", "+"): pytest.approx(3, abs=0.02),
+    }
+    assert sum(cell.n for cell in pair.cells) == len(frame)
+
+
+def test_intervals_are_statsmodels_own():
+    from statsmodels.stats.weightstats import DescrStatsW
+
+    rng = np.random.default_rng(2)
+    for n in (2, 3, 8):
+        values = rng.standard_normal(n)
+        found, theirs = stats.t_interval(values.tolist()), DescrStatsW(values)
+        assert (found.low, found.high) == pytest.approx(theirs.tconfint_mean())
+        assert stats.p_value(values.tolist()) == pytest.approx(theirs.ttest_mean(0)[1])

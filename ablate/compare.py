@@ -1,0 +1,168 @@
+"""What each change did: the comparisons that a study's designs allow. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ablate.nouns import Gate, Job, Result, Study
+from ablate.stats import FACTOR, Effect, contrasts, job_frame
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from ablate.anova import Interaction, Term
+
+LOSSES_APART = "tokenizers differ: raw losses are not comparable"
+
+
+@dataclass(frozen=True)
+class LevelCount:
+    """How the jobs of one level ended."""
+
+    factor: str
+    level: str
+    counts: Mapping[str, int]
+    """Jobs by state: done, failed, diverged, pruned, missing."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that is said of differences between arms."""
+
+    base: str | None
+    best: str | None
+    effects: tuple[Effect, ...]
+    variance: tuple[Term, ...]
+    interactions: tuple[Interaction, ...]
+    levels: tuple[LevelCount, ...]
+
+
+def compare(
+    study: Study,
+    jobs: Sequence[Job],
+    results: Mapping[str, Result],
+    gates: Mapping[str, Sequence[Gate]],
+) -> Comparison:
+    """Compare arms with the base, with the best, or all with all, as the designs allow.
+
+    Args:
+        study: its designs, and which arm is the base.
+        jobs: of its plan.
+        results: by job id.
+        gates: by job id; a failed one voids what it makes meaningless.
+    """
+    metrics = list(dict.fromkeys(k.metric for c in study.criteria for k in c.conditions))
+    frame = job_frame(jobs, results, _void(study, gates))
+    levels = _levels(jobs)
+    designs = {design.name for design in study.designs}
+    base, best = _label(levels, study.base_levels), None
+    if "leave_one_out" in designs:
+        best = _label(levels, best_levels(study))
+    effects: list[Effect] = []
+    variance: list[Term] = []
+    interactions: list[Interaction] = []
+    if base is not None and designs & {"one_at_a_time", "list", "paths"}:
+        effects += contrasts(frame, levels, base, metrics, "one at a time", study.zipped)
+    if best is not None:
+        effects += contrasts(frame, levels, best, metrics, "leave one out", study.zipped)
+    if designs & {"factorial", "fractional"}:
+        from ablate import anova  # statsmodels takes over a second to import
+
+        factors, start = _crossed(study, frame)
+        for metric in metrics:
+            fitted = anova.fit(frame, factors, metric)
+            effects += anova.main_effects(frame, factors, start, metric, fitted)
+            terms = anova.variance(frame, factors, metric, fitted)
+            interactions += anova.interactions(fitted, terms)
+            variance += terms
+    return Comparison(
+        base=base,
+        best=best,
+        effects=tuple(_mind_tokenizers(study, effects)),
+        variance=tuple(variance),
+        interactions=tuple(interactions),
+        levels=tuple(_level_counts(study, jobs, results)),
+    )
+
+
+def best_levels(study: Study) -> dict[str, str]:
+    """The arm that leave-one-out starts from: each factor's last level unless named."""
+    named: dict[str, str] = {}
+    for design in study.designs:
+        named = {**dict(design.options.get("best") or {}), **named}
+    return {f.name: named.get(f.name, f.levels[-1].name) for f in study.factors}
+
+
+def _void(study: Study, gates: Mapping[str, Sequence[Gate]]) -> dict[str, set[str]]:
+    """By job, the metrics of the criteria that its failed gates void."""
+    of_criterion = {c.name: [k.metric for k in c.conditions] for c in study.criteria}
+    return {
+        job_id: {
+            metric
+            for gate in own
+            if gate.verdict == "failed"
+            for name in gate.voids
+            for metric in of_criterion.get(name, ())
+        }
+        for job_id, own in gates.items()
+    }
+
+
+def _crossed(study: Study, frame: pd.DataFrame) -> tuple[list[str], dict[str, str]]:
+    """The factors of a linear model and their base levels; those that vary together are one."""
+    start = study.base_levels
+    alone = [f.name for f in study.factors if not any(f.name in g for g in study.zipped)]
+    for group in study.zipped:
+        name = "+".join(group)
+        frame[FACTOR + name] = frame[[FACTOR + f for f in group]].agg("+".join, axis=1)
+        start[name] = "+".join(start[f] for f in group)
+        alone.append(name)
+    return alone, start
+
+
+def _levels(jobs: Iterable[Job]) -> dict[str, Mapping[str, str]]:
+    """Levels by arm label, the arms that share another's runs included."""
+    levels: dict[str, Mapping[str, str]] = {}
+    for job in jobs:
+        levels.setdefault(job.arm, job.levels)
+        for arm in job.also:
+            levels.setdefault(arm.label, arm.levels)
+    return levels
+
+
+def _label(levels: Mapping[str, Mapping[str, str]], wanted: Mapping[str, str]) -> str | None:
+    return next((label for label, own in levels.items() if dict(own) == dict(wanted)), None)
+
+
+def _level_counts(
+    study: Study, jobs: Sequence[Job], results: Mapping[str, Result]
+) -> Iterable[LevelCount]:
+    for factor in study.factors:
+        for name in factor.names:
+            own = [job for job in jobs if job.levels.get(factor.name) == name]
+            states = (results[job.id].state if job.id in results else "missing" for job in own)
+            if own:
+                yield LevelCount(factor.name, name, dict(Counter(states)))
+
+
+def _mind_tokenizers(study: Study, effects: Iterable[Effect]) -> list[Effect]:
+    """Say so where an effect on a loss is across tokenizers: its classes are not the same."""
+    touches = {
+        (factor.name, level.name)
+        for factor in study.factors
+        for level in factor.levels
+        if any(path.startswith("tokenizer.") for path in level.settings)
+    }
+    marked = []
+    for effect in effects:
+        names = effect.factor.split("+")
+        ends = {*zip(names, effect.level.split("+"), strict=False)}
+        ends |= {*zip(names, effect.against.split("+"), strict=False)}
+        if effect.metric.endswith("/loss") and ends & touches:
+            note = "; ".join(filter(None, (effect.note, LOSSES_APART)))
+            effect = replace(effect, note=note)
+        marked.append(effect)
+    return marked
