@@ -36,6 +36,8 @@ class Progress:
     """`YWeight.state()`"""
     clipped: int = 0
     """steps whose gradient was clipped"""
+    losses: list[float] = field(default_factory=list)
+    """`train/loss` of every step"""
     first_objective: float = 0.0
     running_objective: float = 0.0
     stepped: dict[str, float] = field(default_factory=dict)

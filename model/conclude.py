@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
@@ -18,7 +18,7 @@ from model.draw import Image
 from model.lanelm import LaneLM
 from model.material import Material
 from model.pictures import attention_sheet, overlays
-from model.probe import readings, tokenizer_floor
+from model.probe import always, readings, tokenizer_floor
 
 PICTURED = 2
 """Images of a split that are drawn."""
@@ -36,15 +36,26 @@ def final_readings(
     """
     m = material
     found = readings(model, m.bank, m.shown, "final", donors=m.val, full=True, y_weight=y_weight)
-    return found | tokenizer_floor(m.train.targets, model.tokenizer)
+    return found | tokenizer_floor(m.train.targets, model.tokenizer, m.train.truth)
 
 
 def held_out_readings(
-    model: LaneLM, material: Material, prefix: Literal["val", "best", "test"]
+    model: LaneLM,
+    material: Material,
+    prefix: Literal["val", "best", "test"],
+    scored: Callable[[Mapping[str, float]], bool] = always,
 ) -> dict[str, float]:
-    """Take val/, best/ (on the validation images too) or test/ of the weights in `model`."""
+    """Take val/, best/ (on the validation images too) or test/ of the weights in `model`.
+
+    Args:
+        model: trained.
+        material: the images.
+        prefix: of the names.
+        scored: told how the lanes lie in px; whether to score them by the data sets' rules too.
+    """
     split = material.test if prefix == "test" else material.val
-    return readings(model, material.bank, split, prefix, donors=None, full=False)
+    bank = material.bank
+    return readings(model, bank, split, prefix, donors=None, full=False, scored=scored)
 
 
 def renamed(found: Mapping[str, float], old: str, new: str) -> dict[str, float]:

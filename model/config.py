@@ -288,7 +288,7 @@ class OptimConfig(Part):
 
 
 class ExposureConfig(Part):
-    """What the decoder reads as its previous tokens while it trains (model/loss.py)."""
+    """What the decoder reads as its previous tokens while it trains (model/exposure.py)."""
 
     mode: Literal["teacher_forcing", "scheduled_sampling", "rollout"] = Field(
         default="teacher_forcing",
@@ -340,6 +340,22 @@ class DecodeConfig(Part):
     """Free-running decoding."""
 
     ends: Literal["x", "x_or_y"] = Field(default="x", description="which head may end a lane")
+    hallucination_removal: bool = Field(
+        default=False,
+        description="lanes of more than 10 points end at the first |dx| > 2 P85(|dx|) (the paper); "
+        "read apart, as *_processed",
+    )
+    smooth: Count = Field(
+        default=1,
+        description="odd window in rows of a centred mean over decoded px, 1: off; read apart, as "
+        "*_processed",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> DecodeConfig:
+        if self.smooth % 2 == 0:
+            raise ValueError(f"smooth={self.smooth} must be odd: the window is centred on a row")
+        return self
 
 
 class EvaluationConfig(Part):

@@ -28,6 +28,7 @@ from model.exposure import Exposure, Prefix
 from model.lanelm import LaneLM, Memory
 from model.loss import Losses, YWeight, attention_uniformity
 from model.material import load_material
+from model.metrics import loss_trend
 from model.optim import make_optimizer
 from model.outcome import Diverged, Log
 from model.probe import readings, tokenizer_floor
@@ -38,6 +39,8 @@ its own first step if that was worse. It ends runs that are lost and changes no 
 others, so it is no setting."""
 MEMORY = 20
 """Steps that the running objective remembers."""
+TREND = 50
+"""Means of the loss that tell how it went, at least; a reading of what was, so no setting."""
 CHECKPOINT = "checkpoint.pt"
 
 
@@ -69,7 +72,8 @@ class Job:
         )
         self._pending: list[tuple[int, float, float, Tensor]] = []
         if self.progress.step == 0:
-            floor = tokenizer_floor(self.material.train.targets, self.model.tokenizer)
+            known = self.material.train
+            floor = tokenizer_floor(known.targets, self.model.tokenizer, known.truth)
             self.progress.evaluated = self._read_train()
             self.progress.start = self.progress.evaluated | floor
             log(0, self.progress.start)
@@ -142,6 +146,7 @@ class Job:
             if not self.exposure.own:
                 del read["own_tokens"]
             self._judge(step, read)
+            self.progress.losses.append(read["loss"])
             clip = self.config.optim.clip
             self.progress.clipped += clip is not None and read["grad_norm"] > clip
             read["clipped_share"] = self.progress.clipped / step
@@ -175,9 +180,16 @@ class Job:
         self._lap("step_seconds")
         read = self._read_train()
         if len(self.material.val):
-            read |= (held_out := held_out_readings(self.model, self.material, "val"))
-            p, score = self.progress, _score(held_out)
-            if score < p.best_score:
+            p, last = self.progress, self.progress.step == self.config.optim.steps
+            read |= (
+                held_out := held_out_readings(
+                    self.model,
+                    self.material,
+                    "val",  # the official scores of the best and the last weights are reported
+                    scored=lambda px: last or _score(px) < p.best_score,
+                )
+            )
+            if (score := _score(held_out)) < p.best_score:
                 p.best_score, p.best_step, p.best_readings = score, p.step, held_out
                 p.best_weights = weights_of(self.model)
         self.progress.evaluated = read
@@ -208,7 +220,7 @@ class Job:
         self._lap()
         if event := self.y_weight.unfinished(steps):
             self.log(steps, {"train/y_stage": float(self.y_weight.stage)}, event=event)
-        found = final_readings(self.model, self.material, self.y_weight.at(steps))
+        found = final_readings(self.model, self.material, self.y_weight.at(steps)) | self._trend()
         found |= renamed(p.evaluated, "val", "val") | renamed(p.best_readings, "val", "best")
         if len(self.material.test):
             with other_weights(self.model, p.best_weights):
@@ -243,6 +255,14 @@ class Job:
     def _read_train(self) -> dict[str, float]:
         m = self.material
         return readings(self.model, m.bank, m.shown, "train", donors=None, full=False)
+
+    def _trend(self) -> dict[str, float]:
+        """Say how the loss went, of whole passes over the images: they are not equally hard."""
+        batch = self.config.batch
+        a_pass = math.ceil(len(self.material.train) / (batch.images * batch.accumulate))
+        together = max(1, min(a_pass, self.config.optim.steps // TREND))
+        trend = loss_trend(self.progress.losses, together)
+        return {f"train/{name}": value for name, value in trend.items()}
 
     def _lap(self, part: str | None = None) -> None:
         """Book the time since the last call to a part of the run."""

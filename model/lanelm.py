@@ -211,7 +211,8 @@ class LaneLM(nn.Module):
         Args:
             memory: the images, encoded.
             n_lanes: lanes per image; without, data.max_lanes.
-            prompt: ids of the first k steps, taken as written.
+            prompt: ids of the first k steps, taken as written; -1 where the model writes itself
+                (`model.prompt`).
             return_logits: also give the x logits each step was chosen from.
         """
         model, T = self.config.model, self.config.tokenizer.n_rows
@@ -226,10 +227,10 @@ class LaneLM(nn.Module):
             h = self._decode(memory, ids_in[..., : t + 1], y_in[..., : t + 1], caches=caches)
             logits.append(self.head_x(h))  # (B, L, 1, V)
             chosen = logits[-1][:, :, 0].argmax(-1)
-            if prompt is not None and t < prompt.shape[-1]:
-                chosen = prompt[..., t]
-            elif self.config.decode.ends == "x_or_y":
+            if self.config.decode.ends == "x_or_y":
                 chosen = chosen * (self.head_y(h)[:, :, 0].argmax(-1) < T)
+            if prompt is not None and t < prompt.shape[-1]:
+                chosen = torch.where(prompt[..., t] < 0, chosen, prompt[..., t])
             ids[..., t] = chosen * ~ended
             point = self.tokenizer.walk(ids[..., : t + 1])[..., -1] > 0
             ids[..., t] *= point  # a step that starts nowhere is a blank

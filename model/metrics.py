@@ -165,15 +165,16 @@ def loss_per_px(nats_per_point: float, bin_width: float) -> float:
     return nats_per_point + math.log(bin_width)
 
 
-def loss_trend(losses: Sequence[float]) -> dict[str, float]:
-    """Say how the logged training losses went.
+def loss_trend(losses: Sequence[float], together: int = 1) -> dict[str, float]:
+    """Say how the training losses went, as means of `together` steps.
 
     - `loss_fall`: share by which the mean of the last tenth lies under that of the tenth before;
-      negative when it rose. Needs 20 losses.
-    - `loss_spikes`: share of losses over twice the median of the ten before them (and 0.05 more,
+      negative when it rose. Needs 20 means.
+    - `loss_spikes`: share of means over twice the median of the ten before them (and 0.05 more,
       so that noise about a loss of nearly 0 is none). Needs 11.
     """
-    known = np.asarray(losses, float)
+    whole = len(losses) // together * together
+    known = np.asarray(losses, float)[len(losses) - whole :].reshape(-1, together).mean(1)
     readings: dict[str, float] = {}
     tenth = len(known) // 10
     if tenth >= 2:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import numpy as np
 
 from model.eval_split import EvalScene, EvalSplit, official_readings
@@ -9,6 +11,7 @@ from model.lanelm import LaneLM
 from model.looking import attention_readings, uniformity, visual_readings
 from model.metrics import Lanes, collapse, first_points, loss_per_px, px_readings, zigzag
 from model.passes import Bank, decode, force, plain_steps
+from model.processing import process, processes
 from model.sight import sight_readings
 from model.targets import Targets
 from model.tokenizer import Tokenizer
@@ -26,6 +29,13 @@ __all__ = [
 
 _BOUND_SLACK = 1e-3  # px; float32 rounding
 
+Readings = dict[str, float]
+
+
+def always(px: Mapping[str, float]) -> bool:
+    """Score by the data sets' own rules, however well the lanes lie."""
+    return True
+
 
 def readings(
     model: LaneLM,
@@ -36,24 +46,28 @@ def readings(
     donors: EvalSplit | None,
     full: bool,
     y_weight: float | None = None,
-) -> dict[str, float]:
+    scored: Callable[[Mapping[str, float]], bool] = always,
+) -> Readings:
     """Read a model on some images; the model keeps its mode, and no random stream is touched.
 
     `full=False` decodes; and on training images (prefix `train` or `final`) reads `attention/*` and
     `visual/*`. `full=True` adds losses, teacher-forced px, zigzag, collapse, attention and the
     tests of sight. What passes over attention or changed images takes the first
     `evaluation.train_images` images. A reading that nothing supports is left out: when nothing is
-    decoded there is a `coverage` of 0 and no `px_error`.
+    decoded there is a `coverage` of 0 and no `px_error`. All readings are of the raw lanes; what
+    `decode` does to them afterwards is read again under the same names with `_processed`.
 
     Args:
         model: in any mode.
         bank: features of the split and the donors.
         split: the images.
-        prefix: of the names. Other images than those of training are scored by the data sets' own
-            rules too.
+        prefix: of the names. Other images than those of training may be scored by the data sets'
+            own rules too.
         donors: images to swap in when the split has only one.
         full: take all readings, not only those of every evaluation.
         y_weight: of the objective; None: the config's last one.
+        scored: told how the lanes lie in px, under their full names; whether the data sets' own
+            rules, which cost more than decoding, are worth applying.
     """
     if not len(split):
         return {}
@@ -61,19 +75,23 @@ def readings(
     few = split.first(model.config.evaluation.train_images)
     decoded = decode(model, bank, split, gap=full)
     own = px_readings(decoded.lanes, split.truth)
-    named: dict[str, float] = {}
+    score = not training and scored({f"{prefix}/{name}": value for name, value in own.items()})
+    own |= lane_readings(decoded.lanes, split, model, score=score, shape=full)
+    if processes(model.config.decode):
+        lanes = process(decoded.lanes, model.config.decode)
+        read = px_readings(lanes, split.truth)
+        read |= lane_readings(lanes, split, model, score=score, shape=full)
+        own |= {f"{name}_processed": value for name, value in read.items()}
+    named: Readings = {}
     looks = attention_readings(model, bank, few) if training or full else {}
     if training:
         short = ("uniformity", "effective_tokens")
         named |= {f"attention/{name}": looks[name] for name in short if name in looks}
         named |= {f"visual/{k}": value for k, value in visual_readings(model, bank, few).items()}
-    else:
-        own |= official_readings(decoded.lanes, split, model.config)
     if full:
         own |= looks
         if decoded.gap is not None:
             own |= dict(zip(("step_logit_gap", "step_logit_gap_first"), decoded.gap, strict=True))
-        own |= shape_readings(decoded.lanes, split, model.tokenizer)
         own |= loss_readings(model, bank, split, y_weight)
         own |= sight_readings(model, bank, few, donors)
         if "px_error" in own and "px_error_teacher_forced" in own:
@@ -81,9 +99,19 @@ def readings(
     return named | {f"{prefix}/{name}": value for name, value in own.items()}
 
 
-def tokenizer_floor(
-    targets: Targets, tokenizer: Tokenizer, truth: Lanes | None = None
-) -> dict[str, float]:
+def lane_readings(
+    lanes: Lanes, split: EvalSplit, model: LaneLM, *, score: bool, shape: bool
+) -> Readings:
+    """Read decoded lanes by the data sets' own rules (`score`), and their `shape`, beyond px."""
+    read: Readings = {}
+    if score:
+        read |= official_readings(lanes, split, model.config)
+    if shape:
+        read |= shape_readings(lanes, split, model.tokenizer)
+    return read
+
+
+def tokenizer_floor(targets: Targets, tokenizer: Tokenizer, truth: Lanes | None = None) -> Readings:
     """Read the targets' own round trip through the tokenizer: no model can do better.
 
     `floor/px_error`, `floor/px_error_max` and `floor/bound` in px; `floor/beyond_bound` is the
@@ -103,7 +131,7 @@ def tokenizer_floor(
     return floor
 
 
-def shape_readings(decoded: Lanes, split: EvalSplit, tokenizer: Tokenizer) -> dict[str, float]:
+def shape_readings(decoded: Lanes, split: EvalSplit, tokenizer: Tokenizer) -> Readings:
     """Read zigzag against the targets' round trip, and collapse against the labels."""
     reference = tokenizer.decode(tokenizer.encode(split.targets.x)).double().numpy()
     return zigzag(decoded, reference, tokenizer.bin_width) | collapse(decoded, split.truth)
@@ -111,7 +139,7 @@ def shape_readings(decoded: Lanes, split: EvalSplit, tokenizer: Tokenizer) -> di
 
 def loss_readings(
     model: LaneLM, bank: Bank, split: EvalSplit, y_weight: float | None = None
-) -> dict[str, float]:
+) -> Readings:
     """Read what teacher forcing says, nats unless named px.
 
     `loss` is the x cross-entropy over points and the first end of each lane, `loss_y` that of y

@@ -44,6 +44,7 @@ def test_yaml_reads_3e_4_as_a_string_and_we_accept_it() -> None:
         ({"data.width": 801}, ["multiples of 32"]),
         ({"optim.schedule": "cosine", "optim.lr": 1e-7}, ["lr_min", "must not exceed"]),
         ({"model.memory": "per_level", "visual.levels": "p5"}, ["model.memory=per_level"]),
+        ({"decode.smooth": 4}, ["decode", "smooth=4", "odd"]),
         ({"data.roots": ["x"], "data.geometry": "y"}, ["geometry", "no effect"]),
     ],
 )
@@ -114,6 +115,7 @@ def test_neutral_values_never_change() -> None:
         "exposure.maximum": 0.5, "exposure.passes": 2, "exposure.rollout_rows": 5,
         "exposure.input_noise": 0.0,
         "batch.images": 1, "batch.lanes": None, "batch.accumulate": 1, "decode.ends": "x",
+        "decode.hallucination_removal": False, "decode.smooth": 1,
         "evaluation.every": 100, "evaluation.train_images": 16,
     }  # fmt: skip
     settings = settings_of(TrainConfig())

@@ -263,3 +263,12 @@ def test_readings_are_numbers_for_any_lanes(decoded: np.ndarray, truth: np.ndarr
     assert 0 <= read.get("coverage", 0) <= 1
     if "px_error" in read:
         assert read["px_error"] <= read["px_error_max"] + 1e-9  # a mean of equals is rounded
+
+
+def test_trend_of_passes_over_unequal_images() -> None:
+    """The last image of every three is ten times as hard: no spike of the loss."""
+    losses = [0.1, 0.1, 1.0] * 20
+    assert metrics.loss_trend(losses)["loss_spikes"] > 0.3
+    assert metrics.loss_trend(losses, 3) == {"loss_fall": 0.0, "loss_spikes": 0.0}
+    falling = [5.0, *np.repeat(np.arange(40.0, 0, -1), 3)]  # the first step makes no whole three
+    assert metrics.loss_trend(falling, 3)["loss_fall"] == pytest.approx(1 - 2.5 / 6.5)

@@ -18,6 +18,7 @@ from model.checkpoint import load_checkpoint
 from model.config import TrainConfig
 from model.init import stream
 from model.loss import compute_loss
+from model.metrics import loss_trend
 from model.outcome import Diverged, Interrupted
 from model.train import train
 from tests.model.tiny import Events, numbers, run, settings, tiny
@@ -314,13 +315,16 @@ def test_best_is_chosen_by_validation_px_not_by_training_loss(
     real, seen = job_module.held_out_readings, []
     px = iter([9.0, 3.0, 6.0, 7.0])
 
-    def scripted(model: Any, material: Any, prefix: Any) -> dict[str, float]:
+    def scripted(model: Any, material: Any, prefix: Any, scored: Any) -> dict[str, float]:
         seen.append({name: w.clone() for name, w in model.state_dict().items()})
-        return real(model, material, prefix) | {"val/px_error": next(px), "val/coverage": 1.0}
+        px_now = {"val/px_error": next(px), "val/coverage": 1.0}
+        return real(model, material, prefix, lambda _: scored(px_now)) | px_now
 
     monkeypatch.setattr(job_module, "held_out_readings", scripted)
-    metrics, _ = run(tiny(evaluation__every=2), tmp_path, cache)
+    metrics, events = run(tiny(evaluation__every=2), tmp_path, cache)
     assert metrics["best/step"] == 4
+    assert [step for step, read, _ in events.lines if "val/f1" in read and step < 8] == [2, 4]
+    assert {"best/f1", "val/f1"} <= set(metrics)  # of the best and of the last weights
     kept = load_checkpoint(tmp_path / "checkpoint.pt")
     assert kept["progress"]["best_step"] == 4
     for name, weight in kept["progress"]["best_weights"].items():
@@ -392,6 +396,18 @@ def test_entropy_penalty_lowers_uniformity(tmp_path: Path, cache: Path) -> None:
     plain, _ = run(tiny(**steps), tmp_path / "a", cache)
     metrics, _ = run(tiny(**steps, loss__entropy_penalty=5.0), tmp_path / "b", cache)
     assert metrics["final/uniformity"] < plain["final/uniformity"] - 0.05
+
+
+def test_how_the_loss_went_is_read_of_every_step(tmp_path: Path, cache: Path) -> None:
+    steps = {"optim__steps": 60, "evaluation__every": 60, "runtime__checkpoint_every": 60}
+    metrics, events = run(tiny(**steps, optim__lr=0.003), tmp_path / "a", cache)
+    losses = list(events.of("train/loss").values())
+    assert len(losses) == 60
+    trend = {f"train/{name}": value for name, value in loss_trend(losses).items()}
+    assert {name: metrics[name] for name in trend} == pytest.approx(trend)
+    assert metrics["train/loss_fall"] > 0
+    rarely, _ = run(tiny(**steps, optim__lr=0.003, runtime__log_every=7), tmp_path / "b", cache)
+    assert numbers(rarely) == numbers(metrics)
 
 
 def test_own_tokens_are_logged(tmp_path: Path, cache: Path) -> None:
