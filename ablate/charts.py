@@ -12,10 +12,13 @@ import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ablate import wording
 from ablate.stats import Effect
+
+if TYPE_CHECKING:
+    from ablate.anova import Interaction
 
 INK = "#010203"
 """Stands for the page's own text colour while matplotlib draws."""
@@ -119,20 +122,74 @@ def forest(effects: Sequence[Effect], title: str) -> str:
         return _svg(figure, title)
 
 
-def trade_off(points: Mapping[str, tuple[float, float, bool]], x: str, y: str) -> str:
-    """Arms between two readings, both the less the better; those that nothing beats are filled."""
-    with _figure(5.6, 3.4) as (figure, axes):
-        for label, (across, up, front) in points.items():
+def trade_off(points: Sequence[tuple[str, float, float, bool]], x: str, y: str) -> str:
+    """Arms between two readings, both the less the better; those that nothing beats are filled.
+
+    Args:
+        points: a short label, both readings, and whether the arm is on the Pareto front.
+        x: name of the first reading.
+        y: of the second.
+    """
+    with _figure(3.6, 2.6) as (figure, axes):
+        for _, across, up, front in points:
             face = LINE if front else "none"
-            axes.plot([across], [up], "o", mfc=face, mec=LINE if front else FAINT)
-            axes.annotate(label, (across, up), (4, 3), textcoords="offset points", fontsize=8)
-        values = [up for _, up, _ in points.values()]
-        if values and min(values) > 0 and max(values) > 10 * min(values):
-            _log_axis(axes.yaxis, axes.set_yscale, "{x:g}", (1.0, 2.0, 5.0))
+            axes.plot([across], [up], "o", markersize=6, mfc=face, mec=LINE if front else FAINT)
+        for axis, set_scale, own in (
+            (axes.xaxis, axes.set_xscale, [point[1] for point in points]),
+            (axes.yaxis, axes.set_yscale, [point[2] for point in points]),
+        ):
+            if own and min(own) > 0 and max(own) > 10 * min(own):
+                subs = (1.0,) if max(own) > 100 * min(own) else (1.0, 2.0, 5.0)
+                _log_axis(axis, set_scale, "{x:g}", subs)
         axes.set_xlabel(x)
-        axes.set_ylabel(y)
+        axes.set_title(y, loc="left")
         axes.margins(0.15)
+        _label_places(axes, points)
         return _svg(figure, f"{y} against {x}")
+
+
+def _label_places(axes: Any, points: Sequence[tuple[str, float, float, bool]]) -> None:
+    """Label points; those that would print over each other share a label."""
+    places: list[tuple[float, float, list[str], tuple[float, float]]] = []
+    for label, across, up, _ in points:
+        at = axes.transAxes.inverted().transform(axes.transData.transform((across, up)))
+        for other_x, other_y, labels, _ in places:
+            if abs(at[0] - other_x) < 0.09 and abs(at[1] - other_y) < 0.09:
+                labels.append(label)
+                break
+        else:
+            places.append((at[0], at[1], [label], (across, up)))
+    for _, _, labels, place in places:
+        text = ", ".join(labels[:4]) + (" …" if len(labels) > 4 else "")
+        axes.annotate(text, place, (5, 4), textcoords="offset points", fontsize=8)
+
+
+def interaction(pair: Interaction) -> str:
+    """What one factor does at each level of the other: parallel lines would be no interaction."""
+    levels = list(dict.fromkeys(cell.level for cell in pair.cells))
+    with _figure(3.6, 2.6) as (figure, axes):
+        others = list(dict.fromkeys(cell.other for cell in pair.cells))
+        for place, other in enumerate(others):
+            means = {cell.level: cell.mean for cell in pair.cells if cell.other == other}
+            here = [index for index, level in enumerate(levels) if level in means]
+            axes.plot(
+                here,
+                [means[levels[index]] for index in here],
+                ("o-", "s--", "^:", "D-.")[place % 4],
+                color=(LINE, ACCENT, FAINT, INK)[place % 4],
+                linewidth=1.6,
+                markersize=5,
+                label=f"{pair.other}: {other}",
+            )
+        values = [cell.mean for cell in pair.cells]
+        if min(values) > 0 and max(values) > 10 * min(values):
+            _log_axis(axes.yaxis, axes.set_yscale, "{x:g}", (1.0, 2.0, 5.0))
+        axes.set_xticks(range(len(levels)), levels)
+        axes.set_xlabel(pair.factor)
+        axes.margins(0.15)
+        axes.legend(frameon=False, fontsize=8)
+        axes.set_title(wording.name(pair.metric), loc="left")
+        return _svg(figure, f"{wording.name(pair.metric)}: {pair.factor} by {pair.other}")
 
 
 def _ratio_limits(effects: Sequence[Effect]) -> tuple[float, float]:

@@ -23,7 +23,13 @@ def rank_study(study: Study, plan: Plan, core: Core, results: Mapping[str, Resul
     """Rank with the core's gates and findings, naming results of older code."""
     gates, findings = judge(core, plan.jobs, results)
     return rank(
-        study, plan.jobs, results, gates=gates, findings=findings, core_hash=core.source_hash()
+        study,
+        plan.jobs,
+        results,
+        gates=gates,
+        findings=findings,
+        core_hash=core.source_hash(),
+        design=plan.notes,
     )
 
 

@@ -43,6 +43,8 @@ class Ranking:
     """Pairs of factors that are clear after the correction."""
     levels: tuple[LevelCount, ...] = ()
     """How the jobs of each level ended."""
+    design: tuple[str, ...] = ()
+    """What a reader of the designs must know: the aliases of a fractional one."""
 
     def arm(self, label: str) -> RankedArm:
         """The arm of that label (KeyError where there is none)."""
@@ -62,7 +64,7 @@ class Ranking:
                 "variance": [asdict(term) for term in self.variance],
                 "interactions": [asdict(pair) for pair in self.interactions],
                 "levels": [asdict(level) for level in self.levels],
-                "notes": list(self.notes),
+                "notes": [*self.notes, *self.design],
             }
         )
 
@@ -94,6 +96,7 @@ def rank(
     gates: Mapping[str, Sequence[Gate]] | None = None,
     findings: Mapping[str, Sequence[Finding]] | None = None,
     core_hash: str | None = None,
+    design: Sequence[str] = (),
 ) -> Ranking:
     """Rank the arms of a study by its criteria, and compare them.
 
@@ -104,6 +107,7 @@ def rank(
         gates: by job id (`judge`).
         findings: by job id (`judge`).
         core_hash: hash of today's core sources; results of other sources are named in the notes.
+        design: notes of the plan.
     """
     gates, findings = gates or {}, findings or {}
     grouped: dict[str, list[Job]] = {}
@@ -122,6 +126,7 @@ def rank(
         variance=found.variance,
         interactions=found.interactions,
         levels=found.levels,
+        design=tuple(design),
         notes=_notes(jobs, results, core_hash),
     )
 

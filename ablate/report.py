@@ -6,6 +6,7 @@ Values in, text out; the only files read are the pictures given and the template
 from __future__ import annotations
 
 import base64
+import hashlib
 import math
 import re
 from collections import Counter
@@ -16,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from ablate import charts, runs, wording
 from ablate.arm import RankedArm
+from ablate.gallery import gallery
 from ablate.nouns import Job, Plan, Result, Study
+from ablate.parallel import axes_of, parallel_coordinates
 from ablate.rank import COST, PX_ERROR, Ranking
 from ablate.stats import Effect
 
@@ -29,10 +32,7 @@ Histories = Mapping[str, Iterable[Mapping[str, Any]]]
 CURVES = ("train/loss", "train/px_error", "val/px_error", "attention/uniformity")
 """Readings drawn over the steps, where a core has them; else its first two."""
 CURVES_SHOWN = 12
-OVERLAYS_SHOWN, SHEETS_SHOWN = 4, 2
-PICTURE_WIDTH, SHEET_WIDTH = 800, 1400
-QUALITY = 80
-"""Of the embedded JPEG pictures."""
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render_report(
@@ -55,6 +55,8 @@ def render_report(
         pictures: image files by job id, named `overlay..._<step>` and `attention..._<step>`.
         command: reproduces the study.
     """
+    from markupsafe import Markup
+
     values = _common(study, plan, ranking, results, command)
     by_arm = _jobs_by_arm(plan, results)
     shown = _arms_shown(ranking)
@@ -62,8 +64,10 @@ def render_report(
         "groups": [{**group, "charts": _forests(group["effects"])} for group in values["groups"]],
         "curves": _curves(study, ranking, shown, by_arm, histories),
         "curves_left": max(0, len(ranking.arms) - len(shown)),
-        "gallery": _gallery(ranking, by_arm, pictures),
+        "gallery": gallery(ranking, by_arm, pictures),
         "cost": _cost(ranking, results),
+        "interactions": [Markup(charts.interaction(pair)) for pair in ranking.interactions],
+        **_parallel(ranking),
     }
     return environment(True).get_template("report.html.j2").render(values)
 
@@ -86,7 +90,7 @@ def environment(html: bool) -> jinja2.Environment:
     import jinja2
 
     made = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=html,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -137,6 +141,14 @@ def _common(
             for kind in kinds
         ],
         "terms": terms,
+        "term_aliases": {term.term: term.aliases for term in ranking.variance if term.aliases},
+        "lossy": [level for level in ranking.levels if set(level.counts) - {"done"}],
+        "lossy_states": [
+            state
+            for state in ("done", "diverged", "failed", "pruned", "missing")
+            if any(state in level.counts for level in ranking.levels)
+        ],
+        "front": wording.front(ranking),
         "term_names": list(dict.fromkeys(term.term for term in ranking.variance)),
         "diagnosed": [
             arm
@@ -226,57 +238,6 @@ def _curves(
     return drawn
 
 
-def _gallery(
-    ranking: Ranking, by_arm: Mapping[str, Sequence[Job]], pictures: Mapping[str, Sequence[Path]]
-) -> dict[str, list[dict[str, Any]]]:
-    """The last pictures of the best, the base and the worst arm: a row per image."""
-    last: dict[str, dict[str, runs.Picture]] = {}  # arm -> key
-    for arm in ranking.arms:
-        for job in by_arm.get(arm.arm, ())[:1]:
-            own = sorted(map(runs.picture, pictures.get(job.id, ())), key=lambda p: p.step)
-            if own:
-                last[arm.arm] = {picture.key: picture for picture in own}
-    order = list(last)  # as ranked
-    roles = [(arm, "worst") for arm in order[-1:]]
-    roles += [(arm, "base") for arm in order if arm == ranking.base]
-    roles += [(arm, "best") for arm in order[:1]]
-    named = dict(roles)  # of an arm with two roles the better one stays
-    keys = sorted({key for arm in named for key in last[arm]})
-    sheets = [key for key in keys if "attention" in key][:SHEETS_SHOWN]
-    overlays = [key for key in keys if "attention" not in key][:OVERLAYS_SHOWN]
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for key in (*overlays, *sheets):
-        width = SHEET_WIDTH if key in sheets else PICTURE_WIDTH
-        for arm in (arm for arm in order if arm in named and key in last[arm]):
-            found, seed = last[arm][key], by_arm[arm][0].seed
-            role = named[arm] if named[arm] == arm else f"{named[arm]}: {arm}"
-            caption = f"{role}, seed {seed}" + (f", step {found.step}" if found.step else "")
-            if data := embed(found.path, width):
-                rows.setdefault(_heading(key), []).append({"caption": caption, "data": data})
-    return rows
-
-
-def _heading(key: str) -> str:
-    """`train_0_attention` is `training image 0 attention`."""
-    head, _, rest = key.partition("_")
-    known = {"train": "training image", "val": "held-out image", "test": "test image"}
-    return " ".join([known.get(head, head), *rest.split("_")]).strip()
-
-
-def embed(path: Path, width: int) -> str | None:
-    """An image file as a data URI, at most so many px wide; None when it cannot be read."""
-    import cv2
-
-    image = cv2.imread(str(path))
-    if image is None:
-        return None
-    scale = min(1.0, width / image.shape[1])
-    if scale < 1:
-        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    whole, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
-    return f"data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}" if whole else None
-
-
 def _cost(ranking: Ranking, results: Mapping[str, Result]) -> dict[str, Any]:
     from markupsafe import Markup
 
@@ -284,13 +245,33 @@ def _cost(ranking: Ranking, results: Mapping[str, Result]) -> dict[str, Any]:
     total = math.fsum(value for value in seconds if math.isfinite(value))
     rows = [arm for arm in ranking.arms if COST in arm.metrics]
     names = sorted({name for arm in rows for name in arm.metrics if name.startswith("cost/")})
-    points = {
-        arm.arm: (arm.metrics[COST].mean, arm.metrics[PX_ERROR].mean, arm.pareto)
-        for arm in rows[:40]
-        if PX_ERROR in arm.metrics
+    drawn = []
+    for index, criterion in enumerate(rows[0].criteria if rows else ()):
+        points = [
+            (str(arm.rank), arm.metrics[COST].mean, read.value.mean, arm.pareto)
+            for arm in rows
+            for own, read in [(arm.criteria[index], arm.criteria[index].readings[0])]
+            if own.verdict != "not testable" and read.value is not None
+        ]
+        if len({point[2] for point in points}) > 1:
+            name = wording.name(criterion.readings[0].metric)
+            drawn.append(Markup(charts.trade_off(points, "seconds per job", name)))
+    return {"total": _duration(total), "rows": rows, "names": names, "charts": drawn}
+
+
+def _parallel(ranking: Ranking) -> dict[str, Any]:
+    """The chart of all arms, its axes, and the script that brushes it with its digest."""
+    from markupsafe import Markup
+
+    axes = axes_of(ranking)
+    script = (TEMPLATES / "parallel.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return {
+        "parallel": Markup(parallel_coordinates(ranking, axes)),
+        "axes": axes,
+        "script": Markup(script),
+        "script_hash": digest,
     }
-    chart = charts.trade_off(points, "seconds per job", "px error") if len(points) > 1 else ""
-    return {"total": _duration(total), "rows": rows, "names": names, "chart": Markup(chart)}
 
 
 def _provenance(study: Study, plan: Plan, results: Mapping[str, Result]) -> dict[str, str]:

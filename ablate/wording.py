@@ -138,9 +138,10 @@ def sentences(ranking: Ranking) -> list[str]:
 
 
 def strongest(ranking: Ranking, metric: str = PX_ERROR) -> str | None:
-    """The clearest lever on px error (or what a core has in its place), in a sentence."""
-    effects = [e for e in ranking.effects if e.metric == metric and e.clear and e.estimate]
-    if not effects:
+    """The clearest lever on px error in a sentence, and which changes do nothing clear."""
+    effects = [e for e in ranking.effects if e.metric == metric and e.estimate is not None]
+    tested = [e for e in effects if e.p_holm is not None]
+    if not tested:
         return None
 
     def strength(effect: Effect) -> float:
@@ -148,8 +149,37 @@ def strongest(ranking: Ranking, metric: str = PX_ERROR) -> str | None:
         finite = 0.0 < effect.estimate < math.inf
         return abs(math.log(effect.estimate)) if effect.scale == "ratio" and finite else 0.0
 
-    best = max(effects, key=strength)
-    return f"Strongest lever on {name(metric)}: {effect_line(best)}."
+    clear = [effect for effect in tested if effect.clear and strength(effect) > 0.0]
+    if not clear:
+        return f"No change has a clear effect on {name(metric)}."
+    best = max(clear, key=strength)
+    said = f"Strongest lever on {name(metric)}: {effect_line(best)}{_between(ranking, best)}"
+    idle = dict.fromkeys(e.factor for e in tested if e.factor not in {c.factor for c in clear})
+    return f"{said}; no clear effect: {_join(idle)}." if idle else f"{said}."
+
+
+def _between(ranking: Ranking, effect: Effect) -> str:
+    """An effect of one arm against another in the metric's own unit: `, 40.1 to 9.8`."""
+    against = {"one at a time": ranking.base, "leave one out": ranking.best}.get(effect.kind)
+    arms = {arm.arm: arm for arm in ranking.arms}
+    if against not in arms:
+        return ""
+    changed = dict(zip(effect.factor.split("+"), effect.level.split("+"), strict=False))
+    levels = {**arms[against].levels, **changed}
+    for arm in ranking.arms:
+        if dict(arm.levels) == levels and effect.metric in arm.metrics:
+            ends = (arms[against].metrics.get(effect.metric), arm.metrics[effect.metric])
+            return ", from {} to {}".format(*(number(end.mean) if end else "-" for end in ends))
+    return ""
+
+
+def front(ranking: Ranking) -> str | None:
+    """Which arms nothing beats in all readings and cost."""
+    arms = [arm for arm in ranking.arms if arm.pareto]
+    if not arms or len([arm for arm in ranking.arms if arm.seeds]) < 2:
+        return None
+    read = [name(criterion.name) for criterion in arms[0].criteria]
+    return f"Pareto front of {_join([*read, 'seconds'])}: {_join(arm.arm for arm in arms)}."
 
 
 def _winner(ended: Sequence[RankedArm]) -> str:
@@ -168,7 +198,9 @@ def _winner(ended: Sequence[RankedArm]) -> str:
         if verdict in by_verdict
     ]
     sure = "No configuration surely meets" if "likely" in by_verdict else "No configuration meets"
-    return f"{sure} all {total} criteria. The first, {best.arm}, {_join(does)}."
+    *met, last = does
+    said = f"{', '.join(met)}{', but ' if met else ''}{last}"
+    return f"{sure} all {total} criteria. The first, {best.arm}, {said}."
 
 
 def _gates(ended: Sequence[RankedArm]) -> list[str]:
