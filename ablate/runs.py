@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ablate import wording
 from ablate.arm import RankedArm
 from ablate.nouns import Job, Result, Study
 from ablate.rank import Ranking
@@ -184,10 +185,10 @@ def config_points(arm: RankedArm, told: Iterable[str]) -> list[Point]:
     for name, interval in arm.metrics.items():
         key = NAME.sub("_", name)
         if key not in told:
-            points.append(Point(key, _short(interval.mean), 0, 0))
+            points.append(Point(key, _said(interval.mean), 0, 0))
         if interval.low is not None and interval.high is not None and name in read:
-            points.append(Point(f"low/{key}", _short(interval.low), 0, 0))
-            points.append(Point(f"high/{key}", _short(interval.high), 0, 0))
+            points.append(Point(f"low/{key}", _said(interval.low), 0, 0))
+            points.append(Point(f"high/{key}", _said(interval.high), 0, 0))
     points.append(Point("criteria/passed", arm.count("passed"), 0, 0))
     points.append(Point("criteria/likely", arm.count("likely"), 0, 0))
     if arm.rank is not None:
@@ -240,6 +241,11 @@ def view_state(study: Study, ranking: Ranking) -> dict[str, Any]:
 def _short(value: float) -> float:
     """Four digits: a column of MLflow's table shows no more."""
     return float(f"{value:.4g}")
+
+
+def _said(value: float) -> float:
+    """As the terminal and the report say it: the same number everywhere."""
+    return float(wording.number(value))
 
 
 def _is_number(value: Any) -> bool:
