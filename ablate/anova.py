@@ -166,8 +166,8 @@ def variance(
     from statsmodels.stats.anova import anova_lm
 
     fitted = fitted or fit(frame, factors, metric)
-    if fitted is None or fitted.model.centered_tss <= 0:
-        return []
+    if fitted is None or fitted.model.centered_tss <= 1e-20 * fitted.model.uncentered_tss:
+        return []  # the same value everywhere, but for rounding
     table = anova_lm(fitted.model, typ=2)
     total = float(fitted.model.centered_tss)
     terms = [

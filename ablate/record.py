@@ -250,6 +250,7 @@ class Recorder:
         run = self._client.create_run(self._experiment, now, {**tags, "recorded": digest}, label)
         run_id = run.info.run_id
         params = runs.params_of(arm.levels, jobs[0].settings)
+        self._log_data(run_id, jobs[0])
         self._write(run_id, [point._replace(time=now) for point in points], params)
         pictures = runs.pictures_of(self._ledger.folder((done or jobs)[0].id))
         self._log_files(run_id, run.info.artifact_uri or "", pictures, [], now)

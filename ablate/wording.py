@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 
 from ablate.arm import ArmGate, CriterionReading, RankedArm, Verdict
-from ablate.rank import PX_ERROR, Ranking
+from ablate.rank import Ranking
 from ablate.stats import Effect, Interval
 
 MARKS: dict[Verdict, str] = {"passed": "✓", "likely": "~", "failed": "✗", "not testable": "?"}
@@ -133,29 +133,48 @@ def sentences(ranking: Ranking) -> list[str]:
         verb = "has" if len(trouble) == 1 else "have"
         reason = trouble[0].troubles[0].error if trouble[0].troubles else ""
         said.append(f"{_join(arm.arm for arm in trouble)} {verb} no finished job ({reason}).")
-    lever = strongest(ranking)
-    return [*said, lever] if lever else said
+    return said + levers(ranking)
 
 
-def strongest(ranking: Ranking, metric: str = PX_ERROR) -> str | None:
-    """The clearest lever on px error in a sentence, and which changes do nothing clear."""
-    effects = [e for e in ranking.effects if e.metric == metric and e.estimate is not None]
-    tested = [e for e in effects if e.p_holm is not None]
-    if not tested:
-        return None
+def levers(ranking: Ranking) -> list[str]:
+    """A sentence per reading of the criteria that some change moves, and one for the others."""
+    said, still = [], []
+    criteria = ranking.arms[0].criteria if ranking.arms else ()
+    for metric in dict.fromkeys(criterion.readings[0].metric for criterion in criteria):
+        tested = [e for e in ranking.effects if e.metric == metric and e.p_holm is not None]
+        clear = [effect for effect in tested if effect.clear and _log_or_difference(effect)]
+        if clear:
+            said.append(_strongest(ranking, metric, clear, tested))
+        elif tested:
+            still.append(name(metric))
+    if ranking.effects and not any(e.p_holm is not None for e in ranking.effects):
+        return ["Too few seeds: no effect has an interval."]
+    if still:
+        said.append(f"No change has a clear effect on {_join(still)}.")
+    return said
 
-    def strength(effect: Effect) -> float:
-        assert effect.estimate is not None
-        finite = 0.0 < effect.estimate < math.inf
-        return abs(math.log(effect.estimate)) if effect.scale == "ratio" and finite else 0.0
 
-    clear = [effect for effect in tested if effect.clear and strength(effect) > 0.0]
-    if not clear:
-        return f"No change has a clear effect on {name(metric)}."
-    best = max(clear, key=strength)
-    said = f"Strongest lever on {name(metric)}: {effect_line(best)}{_between(ranking, best)}"
+def _strongest(
+    ranking: Ranking, metric: str, clear: Sequence[Effect], tested: Sequence[Effect]
+) -> str:
+    """What lowers a reading most, or raises it where nothing lowers it, and what does nothing."""
+    best = min(clear, key=_log_or_difference)
+    head = f"Strongest lever on {name(metric)}: "
+    if _log_or_difference(best) > 0:
+        best = max(clear, key=_log_or_difference)
+        head = f"Nothing clearly lowers {name(metric)}; raised most by "
+    change = f"{best.factor} {best.against} -> {best.level}, {amount(best).removesuffix('*')}"
+    said = f"{head}{change}{_between(ranking, best)}"
     idle = dict.fromkeys(e.factor for e in tested if e.factor not in {c.factor for c in clear})
     return f"{said}; no clear effect: {_join(idle)}." if idle else f"{said}."
+
+
+def _log_or_difference(effect: Effect) -> float:
+    """How much an effect moves its reading; below 0 is better."""
+    value = effect.estimate or 0.0
+    if effect.scale == "difference":
+        return value
+    return math.log(value) if 0.0 < value < math.inf else 0.0
 
 
 def _between(ranking: Ranking, effect: Effect) -> str:
@@ -221,7 +240,7 @@ def _gates(ended: Sequence[RankedArm]) -> list[str]:
         )
         detail = note.partition(": ")[2] if note.startswith(word + ": ") else note
         example = f"{found[0][0].arm}: {detail}" if len(found) > 1 else detail
-        said.append(f"{word[0].upper()}{word[1:]} - {who} ({example}).")
+        said.append(f"{word[0].upper()}{word[1:]}: {who} ({example}).")
     return said
 
 

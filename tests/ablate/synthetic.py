@@ -133,7 +133,9 @@ def results(of: Plan) -> dict[str, Result]:
         ("mode=relative", "diverged", "loss was nan at step 12 <script>alert(1)</script>"),
         ("all but mode", "failed", "RuntimeError: out of luck"),
     ):
-        job = next(job for job in of.jobs if job.arm == arm and job.seed == 1)
+        job = next((job for job in of.jobs if job.arm == arm and job.seed == 1), None)
+        if job is None:  # a study of one seed
+            continue
         made[job.id] = replace(
             made[job.id],
             state=state,  # type: ignore[arg-type]

@@ -122,7 +122,7 @@ def test_changes_one_at_a_time_name_the_levers(tmp_path, capsys):
     for factor, slope in (("tokens", truth.TOKENS), ("lr", truth.LR)):
         assert effects[factor]["low"] < math.exp(slope) < effects[factor]["high"]
     assert {f for f, e in effects.items() if e["p_holm"] < 0.05} == {"tokens", "lr"}
-    assert "Strongest lever on px error: tokens: off -> on" in answer.terminal
+    assert "Strongest lever on px error: tokens off -> on" in answer.terminal
 
 
 def cells(line: str) -> list[str]:

@@ -16,6 +16,7 @@ from ablate.ledger import Ledger
 from ablate.nouns import Plan, Study
 from ablate.rank import Ranking, judge, rank
 from ablate.record import SHARE_KEY, Recorder, connect, rebuild
+from ablate.wording import number
 from tests.ablate import synthetic
 
 pytestmark = pytest.mark.filterwarnings("ignore:::(mlflow|alembic|sqlalchemy|pydantic)")
@@ -147,8 +148,9 @@ def test_an_arms_run_has_means_intervals_and_verdicts(recorded):
     (run,) = recorded.runs("tags.arm = 'all' and tags.kind = 'config'")
     arm = recorded.ranking.arm("all")
     px = arm.metrics["final/px_error"]
-    assert run.data.metrics["final/px_error"] == pytest.approx(px.mean, rel=1e-3)
-    assert run.data.metrics["high/final/px_error"] == pytest.approx(px.high, rel=1e-3)
+    assert number(run.data.metrics["final/px_error"]) == number(px.mean)
+    assert number(run.data.metrics["high/final/px_error"]) == number(px.high)
+    assert run.inputs.dataset_inputs[0].dataset.digest == "d" * 12
     assert run.data.metrics["criteria/rank"] == arm.rank
     assert run.data.tags["verdict.loss"] == arm.criteria[0].verdict
     assert run.data.params["lr"] == "1e-4"

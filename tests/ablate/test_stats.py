@@ -253,7 +253,11 @@ def test_a_grid_with_too_little_left_says_so():
 @pytest.mark.parametrize("metric", ["missing", "constant"])
 def test_nothing_to_explain(metric):
     frame = pd.DataFrame(
-        {"seed": [0, 0, 1, 1], "factor:a": ["x", "y", "x", "y"], "constant": [1.0] * 4}
+        {
+            "seed": [0, 0, 1, 1],
+            "factor:a": ["x", "y", "x", "y"],
+            "constant": [0.1 + 0.2, 0.3, 0.3, 0.3],
+        }
     )
     assert anova.variance(frame, ["a"], metric) == []
 

@@ -51,7 +51,7 @@ def test_a_line_per_arm_with_marks_and_values(width):
 
 def test_who_memorises_and_who_never_ended_is_said():
     text = " ".join(shown(made(blind=("base", "all"), diverged=("tokens=p5",)), 120).split())
-    assert "Memorises - all and base (all: lanes do not move" in text
+    assert "Memorises: all and base (all: lanes do not move" in text
     assert "tokens=p5 has no finished job (loss was nan at step 3)" in text
     assert "3 diverged" in text
 
@@ -65,9 +65,36 @@ def test_the_answer_names_the_winner_or_says_that_there_is_none():
     assert wording.sentences(made(criteria=criteria))[0] == "all meets all 2 criteria."
 
 
+def test_the_levers_are_named_and_what_does_nothing():
+    said = " ".join(wording.sentences(made()))
+    base, slower = (made().arm(arm).metrics["final/px_error"].mean for arm in ("base", "lr=1e-4"))
+    ends = f"from {wording.number(base)} to {wording.number(slower)}"
+    assert f"Strongest lever on px error: lr 3e-4 -> 1e-4, x0.25 [0.24, 0.26], {ends}" in said
+    assert "no clear effect: mode." in said
+    assert "No change has a clear effect on zigzag." in said
+
+
+def test_with_one_seed_nothing_is_sure_and_the_sentence_says_so():
+    ranking = made(seeds=(0,))
+    first = wording.sentences(ranking)[0]
+    assert first.startswith("No configuration surely meets all 4 criteria. The first, all, ")
+    assert "likely meets loss" in first
+    assert "meets 0" not in first
+    assert "Too few seeds: no effect has an interval." in wording.sentences(ranking)
+
+
+def test_twelve_long_arms_fit_100_columns():
+    ranking = made()
+    names = ("all but schedule", "tokenizer=relative_disjoint", "subsample/absolute/3e-4/1.0/fixed")
+    long = [replace(arm, arm=names[i % 3] + f" {i}") for i, arm in enumerate(ranking.arms)]
+    text = shown(replace(ranking, arms=(*long, *long[:4]), effects=()), 100)
+    assert max(map(len, text.splitlines())) <= 100
+    assert "all but schedule 0" in text
+
+
 def test_effects_are_tabled_with_their_intervals():
     text = shown(made(), 120)
-    (line,) = (line for line in text.splitlines() if "3e-4 -> 1e-4" in line)
+    (line,) = (line for line in text.splitlines() if line.split()[:3] == ["lr", "3e-4", "->"])
     assert line.split()[:5] == ["lr", "3e-4", "->", "1e-4", "x0.25"]
     assert "]*" in line
     assert "Each change alone, against base" in text
