@@ -97,6 +97,9 @@ def _far_off(known: Known, settings: Settings) -> Finding | None:
     elif known["final/step_logit_gap"] > LOGIT_GAP:
         text += "decoding, which reads another input than training does"
         next = "the legacy levels of model.start, decode_shift and decode_y_offset off, one by one"
+    elif known["final/points_ratio"] > TOO_LONG:
+        text += "rows that should be blank, for it writes points there and goes on from them"
+        next = "loss.ends=learned, then loss.ends_weight=1 against 0.1"
     elif forced < threshold("final/px_error"):
         text += f"exposure bias, for on the true prefix it is {forced:.2g} px off"
         next = "exposure.mode=scheduled_sampling against teacher_forcing"
@@ -145,6 +148,8 @@ def _exposure_bias(known: Known, settings: Settings) -> Finding | None:
     if not (forced < allowed <= px and px > 2 * forced):
         return None
     if known["final/step_logit_gap"] > LOGIT_GAP:  # not its own errors: another input
+        return None
+    if known["final/points_ratio"] > TOO_LONG:  # it was not taught where lanes begin and end
         return None
     text = f"{forced:.2g} px off on the true prefix, {px:.3g} px on its own: it never learned to "
     text += "recover from its errors"

@@ -67,8 +67,8 @@ class Decoded:
     lanes: Lanes
     """x px"""
     gap: tuple[float, float] | None
-    """Largest difference of decoding's x logits from teacher forcing's on the prefix it wrote, of
-    all steps and of the first step; None if not asked for."""
+    """Largest difference of decoding's x logits from teacher forcing's, of all steps on the prefix
+    it wrote and of the first step on that of the labels; None if not asked for."""
 
 
 @contextmanager
@@ -105,12 +105,10 @@ def decode(model: LaneLM, bank: Bank, split: EvalSplit, *, gap: bool = False) ->
     lanes: list[np.ndarray] = []
     found: tuple[float, float] | None = None
     with evaluating(model):
-        for memory, _ in images(model, bank, split):
+        for memory, targets in images(model, bank, split):
             ids, logits = model.generate(memory, return_logits=True)
             if gap and not lanes:
-                forced, _ = model(memory, *model.shift(ids))
-                apart = (logits - forced).abs().amax(-1) * _asked(model.tokenizer, ids)  # (B, L, T)
-                found = float(apart.max()), float(apart[..., 0].max())
+                found = _gap(model, memory, targets, ids, logits)
             lanes.append(_px(model.tokenizer.decode(ids)))
     return Decoded(np.concatenate(lanes), found)
 
@@ -164,6 +162,25 @@ def after_prefix(
 def plain_steps(targets: Targets) -> Tensor:
     """Mark the steps that `loss` is the mean over: points and the first end of each lane."""
     return targets.point | targets.first_end
+
+
+def _gap(
+    model: LaneLM,
+    memory: Memory,
+    targets: Targets,
+    ids: Int[Tensor, "B L T"],
+    logits: Float[Tensor, "B L T V"],
+) -> tuple[float, float]:
+    """Compare decoding's logits with teacher forcing's: of all steps, of the first step.
+
+    What a leak hands to the first step is the labels'. A model that copies it writes the blank that
+    decoding starts from, on which prefix nothing can be seen of it.
+    """
+    forced, _ = model(memory, *model.shift(ids))
+    apart = (logits - forced).abs().amax(-1) * _asked(model.tokenizer, ids)  # (B, L, T)
+    taught, _ = model(memory, *model.shift(targets.ids))
+    first = torch.maximum(apart[..., 0], (logits - taught)[:, :, 0].abs().amax(-1))
+    return max(float(apart.max()), float(first.max())), float(first.max())
 
 
 def _asked(tokenizer: Tokenizer, ids: Int[Tensor, "B L T"]) -> Tensor:

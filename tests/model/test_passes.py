@@ -39,6 +39,7 @@ def test_another_input_in_decoding_shows_as_a_gap(memory_bank: MemoryBank) -> No
     read = readings(model, memory_bank, split, "final", donors=None, full=True)
     assert read["final/loss_first_token"] < 0.1
     assert read["final/step_logit_gap"] > 0.1
+    assert read["final/step_logit_gap_first"] > 0.1
 
 
 def test_readings_do_not_depend_on_how_many_images_go_together(

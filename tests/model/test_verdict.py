@@ -245,3 +245,10 @@ def test_other_input_in_decoding_is_not_called_exposure_bias() -> None:
     assert "start_leak" not in findings(**shifted)
     late = findings(final__step_logit_gap=5.0, final__step_logit_gap_first=5.0)
     assert set(late) == {"decode_mismatch"}  # a gap that has not shown in px yet
+
+
+def test_points_where_blanks_belong_are_not_called_exposure_bias() -> None:
+    endless: dict[str, float | None] = {"final__points_ratio": 2.0, "final__px_error": 26.0}
+    found = findings(**endless)
+    assert set(found) == {"far_off", "lanes_do_not_end"}
+    assert "blank" in found["far_off"].text
