@@ -8,21 +8,16 @@ Nothing here is thread-safe: MLflow on SQLite wants one writer.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import socket
-import sqlite3
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ablate import attachments, runs
+from ablate import attachments, runs, store
 from ablate.arm import RankedArm
 from ablate.ledger import Ledger
 from ablate.nouns import Job, Plan, Result, Study
@@ -35,8 +30,6 @@ FLUSH_SECONDS = 5.0
 """How long readings of a running job may wait: each write costs tens of ms whatever it holds."""
 METRICS_AT_ONCE = 1000
 PARAMS_AT_ONCE = 100
-SHARE_KEY = "levels-and-criteria"
-"""Name of the saved view of the runs table (`?viewStateShareKey=`)."""
 
 
 @dataclass
@@ -63,7 +56,7 @@ class Recorder:
         self.study = study
         self._ledger = Ledger(self.out)
         self._client = connect(self.out)
-        self._remote = is_remote()
+        self._remote = store.is_remote()
         self._live: dict[str, _Live] = {}
         self._recorded: dict[str, tuple[str, str]] = {}
         """Job id or `arm:<label>` -> run id, digest."""
@@ -147,7 +140,7 @@ class Recorder:
         counts = {state: sum(a.counts.get(state, 0) for a in ranking.arms) for state in runs.STATUS}
         self._write(parent, tags={f"jobs.{state}": str(n) for state, n in counts.items()})
         state = json.dumps(runs.view_state(self.study, ranking))
-        key = f"mlflow.sharedViewState.{SHARE_KEY}"
+        key = f"mlflow.sharedViewState.{runs.SHARE_KEY}"
         self._client.set_experiment_tag(self._experiment, key, state)
         self._client.set_experiment_tag(
             self._experiment, "mlflow.note.content", runs.note(self.study.question)
@@ -309,13 +302,9 @@ class Recorder:
     def _log_data(self, run_id: str, job: Job) -> None:
         from mlflow.entities import Dataset, DatasetInput
 
-        if "data" not in job.fingerprints:
-            return
-        roots = job.settings.get("data.roots") or []
-        name = " + ".join(Path(root).name for root in roots) or "built in"
-        source = " ".join(roots) or "built in"
-        digest = job.fingerprints["data"][:36]
-        self._client.log_inputs(run_id, [DatasetInput(Dataset(name, digest, "local", source), [])])
+        found = runs.data_of(job)
+        if found is not None:
+            self._client.log_inputs(run_id, [DatasetInput(Dataset(**found), [])])
 
 
 def rebuild(
@@ -333,55 +322,17 @@ def rebuild(
     recorder.close()
 
 
-def is_remote() -> bool:
-    """Whether MLFLOW_TRACKING_URI names a tracking server, which others may use as well."""
-    return os.environ.get("MLFLOW_TRACKING_URI", "").startswith(("http://", "https://"))
-
-
-def store_uri(out: Path) -> str:
-    """Where runs are kept: MLFLOW_TRACKING_URI, or the SQLite file of OUT."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(out).absolute()}/mlflow.db"
-
-
 def connect(out: Path) -> MlflowClient:
-    """A client for the store of OUT; a new SQLite store takes some seconds to set up.
-
-    MLflow is kept quiet, and from calling home.
-    """
-    for name, value in {
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
-    }.items():
-        os.environ.setdefault(name, value)
-    warnings.filterwarnings("ignore", module=r"(mlflow|alembic|sqlalchemy|google|pydantic)")
+    """A client for the store of OUT; a new SQLite store takes some seconds to set up."""
+    store.be_quiet()
     from mlflow import MlflowClient
 
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    store.be_quiet()  # its import sets its loggers up anew
     out.mkdir(parents=True, exist_ok=True)
-    uri = store_uri(out)
+    uri = store.uri_of(out)
     if "MLFLOW_TRACKING_URI" not in os.environ:
-        _use_write_ahead_log()
+        store.use_write_ahead_log()
     return MlflowClient(uri)
-
-
-@cache
-def _use_write_ahead_log() -> None:
-    """Let SQLite commit without waiting for the disk: 1 ms instead of 10 to 20.
-
-    A power cut may then lose the last runs, but not the database; the ledger has them.
-    """
-    from sqlalchemy import event
-    from sqlalchemy.engine import Engine
-
-    def prepare(connection: object, _: object) -> None:
-        if isinstance(connection, sqlite3.Connection):
-            with suppress(sqlite3.OperationalError):  # a file system without shared memory
-                connection.execute("PRAGMA journal_mode=WAL").close()
-                connection.execute("PRAGMA synchronous=NORMAL").close()
-
-    event.listen(Engine, "connect", prepare)
 
 
 def _now() -> int:

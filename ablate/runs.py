@@ -34,6 +34,8 @@ FINAL = ("final/", "best/", "test/", "floor/", "cost/")
 """Readings that a job has once, at its end: bars, whenever they were told."""
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 
+SHARE_KEY = "levels-and-criteria"
+"""Name of the saved view of MLflow's runs table (`?viewStateShareKey=`)."""
 STATUS = {"done": "FINISHED", "failed": "FAILED", "diverged": "FAILED", "pruned": "KILLED"}
 
 
@@ -81,6 +83,19 @@ def tags_of(study: Study, job: Job, result: Result | None) -> dict[str, str]:
             tags["reason"] = result.error[:TAG_LIMIT]
             tags["mlflow.note.content"] = note(f"{result.state}: {result.error}")
     return tags
+
+
+def data_of(job: Job) -> dict[str, str] | None:
+    """The data set that a job reads, as MLflow's inputs have it; a digest has 36 characters."""
+    if "data" not in job.fingerprints:
+        return None
+    roots = job.settings.get("data.roots") or []
+    return {
+        "name": " + ".join(Path(root).name for root in roots) or "built in",
+        "digest": job.fingerprints["data"][:36],
+        "source_type": "local",
+        "source": " ".join(roots) or "built in",
+    }
 
 
 def note(text: str) -> str:

@@ -25,7 +25,8 @@ from urllib.parse import quote, urlencode
 from rich.console import Console
 
 from ablate.nouns import StudyError
-from ablate.record import SHARE_KEY, is_remote, store_uri
+from ablate.runs import SHARE_KEY
+from ablate.store import is_remote, uri_of
 
 COMPARED = 10
 """Runs that MLflow compares by default."""
@@ -84,7 +85,7 @@ def serve(out: Path) -> Iterator[tuple[str, subprocess.Popen[bytes] | None]]:
     Raises:
         StudyError: there is no store, or the server does not answer.
     """
-    uri = store_uri(out)
+    uri = uri_of(out)
     if is_remote():
         yield uri.rstrip("/"), None
         return

@@ -15,7 +15,7 @@ from ablate import runs
 from ablate.ledger import Ledger
 from ablate.nouns import Plan, Study
 from ablate.rank import Ranking, judge, rank
-from ablate.record import SHARE_KEY, Recorder, connect, rebuild
+from ablate.record import Recorder, connect, rebuild
 from ablate.wording import number
 from tests.ablate import synthetic
 
@@ -167,7 +167,7 @@ def test_an_arm_that_never_ended_well_has_a_run_too(recorded):
 
 def test_the_saved_view_shows_levels_and_criteria(recorded):
     experiment = connect(recorded.ledger.out).get_experiment(recorded.experiment)
-    view = json.loads(experiment.tags[f"mlflow.sharedViewState.{SHARE_KEY}"])
+    view = json.loads(experiment.tags[f"mlflow.sharedViewState.{runs.SHARE_KEY}"])
     assert {"params.`tokens`", "metrics.`final/px_error`"} <= set(view["selectedColumns"])
 
 

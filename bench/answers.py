@@ -1,0 +1,209 @@
+"""Time from 500 finished jobs to an answer: `ablate rank`, `report`, and `record` from scratch.
+
+    python -m bench.answers [--repeats 3]
+
+The ledger is made up: a grid of 100 configs with 5 seeds each, every job with the readings, the
+history (60 evaluations) and the pictures that a real one leaves. Each command runs in a process of
+its own, as at a prompt, imports included; `record` starts without a database.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+from rich.console import Console
+from rich.table import Table
+
+from ablate.ledger import Ledger
+from ablate.nouns import Job, Options, Plan, Result
+from ablate.study import load_study, plan
+from model.config import DataConfig
+from model.data import make_splits
+
+STUDY = """
+question: How long does the answer take?
+base: {preset: v4_fixed, model.preset: lanelm_128, data.train_images: 1}
+factors:
+  tokens: {p5: {visual.levels: p5}, full: {visual.levels: full}}
+  lr:
+    5e-4: {optim.lr: 5e-4}
+    3e-4: {optim.lr: 3e-4}
+    2e-4: {optim.lr: 2e-4}
+    1e-4: {optim.lr: 1e-4}
+    5e-5: {optim.lr: 5e-5}
+  clip:
+    "4": {optim.clip: 4.0}
+    "2": {optim.clip: 2.0}
+    "1": {optim.clip: 1.0}
+    "0.5": {optim.clip: 0.5}
+    "0.25": {optim.clip: 0.25}
+  y_loss: {x+0.3y: {loss.y_weight: 0.3}, x only: {loss.y_weight: 0.0}}
+design: factorial
+seeds: [0, 1, 2, 3, 4]
+"""
+EVALUATIONS = 60
+TOLD = [
+    "train/loss",
+    "train/loss_x",
+    "train/loss_y",
+    "train/objective",
+    "train/grad_norm",
+    "train/lr",
+    "train/y_weight",
+    "train/clipped_share",
+    "train/px_error",
+    "train/coverage",
+    "attention/uniformity",
+    "attention/effective_tokens",
+    "visual/mean",
+    "visual/std",
+    "visual/feature_mean",
+    "visual/feature_std",
+    "val/px_error",
+    "val/coverage",
+    "val/f1",
+    "val/lane_count_error",
+]
+AT_THE_END = [
+    "loss",
+    "objective",
+    "loss_y",
+    "loss_first_token",
+    "loss_points",
+    "loss_per_px",
+    "uniformity",
+    "uniformity_init",
+    "effective_tokens",
+    "px_error",
+    "px_error_p95",
+    "px_error_max",
+    "px_error_slot",
+    "coverage",
+    "length_error",
+    "points_ratio",
+    "lane_count_error",
+    "px_error_teacher_forced",
+    "exposure_gap",
+    "zigzag",
+    "zigzag_flips",
+    "collapse",
+    "step_logit_gap",
+    "swap_px",
+    "swap_loss",
+    "swap_kept",
+    "swap_px_labels",
+    "blank_loss",
+    "shuffle_loss",
+]
+PICTURES = ("attention", "train_0", "val_0", "val_1")
+
+
+def main() -> None:
+    """Make the ledger, run the commands, print the medians."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=3)
+    repeats = parser.parse_args().repeats
+    console = Console()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        study, out = folder / "bench.yaml", folder / "runs"
+        study.write_text(STUDY)
+        jobs = make_ledger(study, out)
+        table = Table(title=f"{jobs} jobs, medians of {repeats}")
+        for heading in ("command", "seconds", "worst"):
+            table.add_column(heading)
+        for command, before in (
+            ("rank", None),
+            ("report", None),
+            ("record", lambda: forget(out)),
+        ):
+            seconds = [timed(command, study, out, before) for _ in range(repeats)]
+            middle = statistics.median(seconds)
+            table.add_row(f"ablate {command}", f"{middle:.1f}", f"{max(seconds):.1f}")
+        console.print(table)
+        size = (out / "bench" / "report.html").stat().st_size
+        console.print(f"report.html: {size / 1e6:.1f} MB")
+
+
+def timed(command: str, study: Path, out: Path, before: Callable[[], None] | None) -> float:
+    """Wall seconds of one command."""
+    if before is not None:
+        before()
+    begin = time.perf_counter()
+    program = Path(sys.executable).with_name("ablate")
+    line = [str(program), command, str(study), "--out", str(out)]
+    subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - begin
+
+
+def forget(out: Path) -> None:
+    """Remove all that MLflow has."""
+    for path in out.glob("mlflow.db*"):
+        path.unlink()
+    shutil.rmtree(out / "mlartifacts", ignore_errors=True)
+
+
+def make_ledger(study: Path, out: Path) -> int:
+    """Fill OUT with the study's jobs as if they had run."""
+    options = Options(out=out)
+    planned: Plan = plan(load_study(str(study), options), options)
+    ledger = Ledger(out)
+    ledger.prepare()
+    image = make_splits(DataConfig()).train[0].load(DataConfig()).image
+    originals = []
+    for name in PICTURES:
+        originals.append(out / f"{name}.png")
+        cv2.imwrite(str(originals[-1]), image)
+    for job in planned.jobs:
+        folder = ledger.create(job)
+        (folder / "pictures").mkdir()
+        for original in originals:
+            (folder / "pictures" / original.name).hardlink_to(original)
+        rng = random.Random(job.id)
+        lines = "".join(event(job, rng, step) for step in range(0, 10 * EVALUATIONS, 10))
+        (folder / "events.jsonl").write_text(lines)
+        ledger.write_result(ended(job, rng))
+    return len(planned.jobs)
+
+
+def event(job: Job, rng: random.Random, step: int) -> str:
+    """A line of a history; losses fall, the rest wanders."""
+    level = math.exp(-step / 150)
+    readings = ", ".join(f'"{name}": {level * rng.uniform(0.9, 1.1)!r}' for name in TOLD)
+    return f'{{"time": {1.7e9 + step}, "step": {step}, "metrics": {{{readings}}}}}\n'
+
+
+def ended(job: Job, rng: random.Random) -> Result:
+    """A result in which the rate and the tokens matter."""
+    aim = 40 * (job.settings["optim.lr"] / 5e-4) ** 0.5
+    aim *= (0.7 if job.levels["tokens"] == "p5" else 1.0) * rng.uniform(0.9, 1.1)
+    metrics = {f"final/{name}": aim * rng.uniform(0.01, 0.02) for name in AT_THE_END}
+    metrics |= {f"val/{name}": rng.random() for name in AT_THE_END[:12]}
+    metrics |= {f"best/{name}": rng.random() for name in AT_THE_END[:12]}
+    metrics |= {"final/px_error": aim, "final/coverage": 1.0, "final/lane_count_error": 0.0}
+    metrics |= {"floor/px_error": 1.0, "floor/px_error_max": 2.0, "floor/bound": 2.01}
+    metrics |= {"cost/seconds": rng.uniform(20, 60), "cost/peak_memory_mb": 700.0}
+    return Result(
+        job_id=job.id,
+        levels=job.levels,
+        seed=job.seed,
+        state="done",
+        metrics=metrics,
+        code={"commit": "0" * 40, "core": "0" * 12},
+        environment={"python": "3.11", "torch": "2.13.0", "cpu": "bench"},
+    )
+
+
+if __name__ == "__main__":
+    main()
