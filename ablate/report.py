@@ -104,6 +104,7 @@ def environment(html: bool) -> jinja2.Environment:
         "md": _markdown,
         "mean": lambda interval: wording.number(interval.mean) if interval else "-",
         "notes": wording.short_notes,
+        "said": wording.finding_text,
         "number": wording.number,
         "word": wording.name,
         "words": lambda text: str(text).replace("_", " "),

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 
 from ablate.arm import ArmGate, CriterionReading, RankedArm, Verdict
+from ablate.nouns import Finding
 from ablate.rank import Ranking
 from ablate.stats import Effect, Interval
 
@@ -72,6 +73,11 @@ def gate_word(gate: ArmGate) -> str:
     """A failed gate in a word or two: what stands before the colon of its note, or its name."""
     head, colon, _ = gate.note.partition(":")
     return head if colon and len(head) <= 20 else gate.name.replace("_", " ")
+
+
+def finding_text(finding: Finding) -> str:
+    """What a finding says, without its rule's name where the text begins with it."""
+    return finding.text.removeprefix(f"{finding.rule.replace('_', ' ')}: ")
 
 
 def short_notes(arm: RankedArm) -> str:
