@@ -154,7 +154,7 @@ def _label_places(axes: Any, points: Sequence[tuple[str, float, float, bool]]) -
     for label, across, up, _ in points:
         at = axes.transAxes.inverted().transform(axes.transData.transform((across, up)))
         for other_x, other_y, labels, _ in places:
-            if abs(at[0] - other_x) < 0.09 and abs(at[1] - other_y) < 0.09:
+            if abs(at[0] - other_x) < 0.12 and abs(at[1] - other_y) < 0.07:
                 labels.append(label)
                 break
         else:

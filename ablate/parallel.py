@@ -15,8 +15,10 @@ from ablate import wording
 from ablate.arm import RankedArm
 from ablate.rank import COST, Ranking
 
-STEP, LEFT, TOP, HEIGHT, BOTTOM = 104, 60, 30, 210, 14
+STEP, LEFT, TOP, HEIGHT, BOTTOM = 104, 60, 36, 210, 16
 """px of the SVG's own coordinates: between axes, beside them, above, of them, below."""
+SPREAD = 16.0
+"""px over which the lines through one level are spread, so that they can be told apart."""
 DECADES = 10.0
 """Readings that span more are on a logarithmic axis."""
 
@@ -72,7 +74,9 @@ def parallel_coordinates(ranking: Ranking, axes: Sequence[Axis]) -> str:
         f'data-top="{TOP}" data-height="{HEIGHT}" '
         'role="img" aria-label="Parallel coordinates of the configurations">'
     ]
-    parts += [_line(arm, axes, ranking) for arm in reversed(arms)]  # the best on top
+    for index, arm in reversed(list(enumerate(arms))):  # the best on top
+        offset = SPREAD * (index / (len(arms) - 1) - 0.5)
+        parts += [_line(arm, axes, ranking, offset)]
     parts += [_axis(index, axis) for index, axis in enumerate(axes)]
     return "".join([*parts, "</svg>"])
 
@@ -109,14 +113,15 @@ def _y(place: float) -> float:
     return round(TOP + HEIGHT * (1 - place), 1)
 
 
-def _line(arm: RankedArm, axes: Sequence[Axis], ranking: Ranking) -> str:
+def _line(arm: RankedArm, axes: Sequence[Axis], ranking: Ranking, offset: float) -> str:
     """A path over the axes, broken where a value is missing; places as data for the script."""
     path, joined, data = [], False, []
     for index, axis in enumerate(axes):
         place = axis.places.get(arm.arm)
         data.append("-" if place is None else f"{place:.4f}")
         if place is not None:
-            path.append(f"{'L' if joined else 'M'}{_x(index)} {_y(place)}")
+            y = round(_y(place) + (offset if axis.levels else 0), 1)
+            path.append(f"{'L' if joined else 'M'}{_x(index)} {y}")
         joined = place is not None
     kind = "best" if arm.rank == 1 else "base" if arm.arm == ranking.base else ""
     said = f"{arm.rank}. {arm.arm}"

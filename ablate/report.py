@@ -105,6 +105,7 @@ def environment(html: bool) -> jinja2.Environment:
         "mean": lambda interval: wording.number(interval.mean) if interval else "-",
         "notes": wording.short_notes,
         "said": wording.finding_text,
+        "unsaid": wording.notes_beside_findings,
         "number": wording.number,
         "word": wording.name,
         "words": lambda text: str(text).replace("_", " "),
@@ -175,6 +176,8 @@ def _jobs_by_arm(plan: Plan, results: Mapping[str, Result]) -> dict[str, list[Jo
 def _arms_shown(ranking: Ranking) -> list[RankedArm]:
     """The best arms, and the base and the worst whatever their rank."""
     done = [arm for arm in ranking.arms if arm.seeds]
+    if len(done) <= CURVES_SHOWN:
+        return done
     keep = {arm.arm for arm in done[: CURVES_SHOWN - 2]} | {ranking.base}
     keep |= {arm.arm for arm in done[-1:]}
     return [arm for arm in done if arm.arm in keep]

@@ -80,6 +80,12 @@ def finding_text(finding: Finding) -> str:
     return finding.text.removeprefix(f"{finding.rule.replace('_', ' ')}: ")
 
 
+def notes_beside_findings(arm: RankedArm) -> list[str]:
+    """An arm's notes that its diagnosis does not say anyway."""
+    said = [found.finding.text for found in arm.diagnosis]
+    return [note for note in arm.notes if not any(text in note for text in said)]
+
+
 def short_notes(arm: RankedArm) -> str:
     """An arm's notes, as short as a table needs them."""
     words = [gate_word(gate) for gate in arm.gates if gate.verdict == "failed"]
