@@ -83,12 +83,14 @@ class Recorder:
 
     def job_started(self, job: Job) -> None:
         """Open the job's run; what an earlier attempt or older code left of it goes away."""
-        if job.id not in self._live:
+        if job.id not in self._live and not self._is_recorded(job):
             self._open(job, None, None)
 
     def job_events(self, job: Job, events: Iterable[Mapping[str, Any]]) -> None:
         """Take a running job's events; they are written a few times a minute."""
         if job.id not in self._live:
+            if self._is_recorded(job):
+                return
             self._open(job, None, None)
         live = self._live[job.id]
         live.waiting += runs.history(events)
@@ -197,6 +199,12 @@ class Recorder:
             run = self._client.create_run(self._experiment, _now(), tags, name)
             self._parent = run.info.run_id
         return self._parent
+
+    def _is_recorded(self, job: Job) -> bool:
+        """Whether the job ended, and was written whole, before this call of it was read."""
+        result = self._ledger.result(job.id)
+        known = self._recorded.get(job.id, ("", ""))[1]
+        return result is not None and known == runs.recorded_digest(result)
 
     @property
     def _ledger_name(self) -> str:

@@ -168,7 +168,7 @@ def test_run_ranks_and_says_where_everything_is(
     assert "4 to run" in captured.err  # progress is for stderr
     folder = Path(out) / "toy"
     assert {path.name for path in folder.iterdir()} == {
-        "study.yaml", "ranking.json", "report.html"
+        "study.yaml", "ranking.json", "report.html", "report.md"
     }  # fmt: skip
     assert main(["rank", study, "--out", out, "--json"]) == 0
     value = read_json(capsys)
