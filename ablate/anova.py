@@ -12,6 +12,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from ablate.stats import CONFIDENCE, FACTOR, Effect, exp_or_inf, holm, scale_of, with_holm
@@ -86,7 +87,7 @@ def fit(frame: pd.DataFrame, factors: Sequence[str], metric: str) -> Fit | None:
         None when no factor varies among the jobs that have the metric.
     """
     import numpy as np
-    import statsmodels.formula.api as smf
+    from statsmodels.regression.linear_model import OLS  # formula.api imports far more
 
     known = frame[np.isfinite(frame[metric].astype(float))] if metric in frame else frame[:0]
     varying = [f for f in factors if FACTOR + f in known and known[FACTOR + f].nunique() > 1]
@@ -108,17 +109,22 @@ def fit(frame: pd.DataFrame, factors: Sequence[str], metric: str) -> Fit | None:
         f"C({columns[a]}, Sum):C({columns[b]}, Sum)": f"{a} x {b}"
         for a, b in itertools.combinations(varying, 2)
     }
-    told = told_apart(data, mains, pairs)
-    for own, aliases in (told, told_apart(data, mains, pairs, fit_pairs=False)):
-        model = smf.ols("y ~ " + " + ".join(own), data)
+    rows = tuple(data.drop(columns="y").itertuples(index=False, name=None))
+    for fit_pairs in (True, False):
+        own, aliases = told_apart(rows, tuple(mains.items()), tuple(pairs.items()), fit_pairs)
+        model = OLS.from_formula("y ~ " + " + ".join(own), data)
         exog = np.asarray(model.exog)
         if len(data) > exog.shape[1] == np.linalg.matrix_rank(exog):
-            return Fit(model.fit(), columns, own, data, scale, aliases)
+            return Fit(model.fit(method="qr"), columns, own, data, scale, aliases)
     return None
 
 
+@lru_cache(maxsize=8)  # the metrics of a study mostly have the same rows
 def told_apart(
-    data: pd.DataFrame, mains: dict[str, str], pairs: dict[str, str], fit_pairs: bool = True
+    rows: tuple[tuple[str, ...], ...],
+    mains: tuple[tuple[str, str], ...],
+    pairs: tuple[tuple[str, str], ...],
+    fit_pairs: bool,
 ) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
     """The terms that these jobs can tell apart, and which pairs are aliased with which term.
 
@@ -126,19 +132,21 @@ def told_apart(
     alias of the terms it is made of: in a fraction of a grid, or where jobs were lost.
 
     Args:
-        data: a column per factor.
-        mains: terms of the formula, kept in any case.
+        rows: levels f0, f1, ... and the seed of each job.
+        mains: terms of the formula, and how people read them; kept in any case.
         pairs: terms that are kept when they say something new.
         fit_pairs: whether to keep any; else only what is aliased with `mains` is named.
     """
     import numpy as np
     from patsy.highlevel import dmatrix
 
-    matrix: Any = dmatrix(" + ".join([*mains, *pairs]), data)
+    *factors, seeds = (list(column) for column in zip(*rows, strict=True))
+    data = {f"f{index}": column for index, column in enumerate(factors)} | {"seed": seeds}
+    matrix: Any = dmatrix(" + ".join(name for name, _ in (*mains, *pairs)), data)
     whole, slices = np.asarray(matrix), matrix.design_info.term_name_slices
-    kept, blocks = dict(mains), {name: whole[:, slices[name]] for name in mains}
+    kept, blocks = dict(mains), {name: whole[:, slices[name]] for name, _ in mains}
     aliases: dict[str, tuple[str, ...]] = {}
-    for name, pair in pairs.items():
+    for name, pair in pairs:
         own = whole[:, slices[name]]
         before = np.hstack([whole[:, :1], *blocks.values()])
         weights, *_ = np.linalg.lstsq(before, own, rcond=None)

@@ -257,7 +257,7 @@ def arm_json(arm: RankedArm) -> dict[str, Any]:
         "levels": dict(arm.levels),
         "seeds": list(arm.seeds),
         "jobs": dict(arm.counts),
-        "metrics": {name: asdict(interval) for name, interval in arm.metrics.items()},
+        "metrics": {name: dict(vars(interval)) for name, interval in arm.metrics.items()},
         "criteria": criteria,
         "gates": {gate.name: asdict(gate) for gate in arm.gates},
         "notes": list(arm.notes),

@@ -11,7 +11,8 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def plan(study: Study, options: Options | None = None) -> Plan:
     try:
         core.check(configs)
         read = [core.fingerprints(config, cache) for config in configs]
-        sizes = [core.describe(config) for config in configs]
+        sizes = [Size(partial(core.describe, config)) for config in configs]
     except CoreError as error:
         raise StudyError(f"{study.source}: {error}") from None
     except OSError as error:
@@ -55,6 +56,29 @@ def plan(study: Study, options: Options | None = None) -> Plan:
                 key, arm.label, arm.levels, seed, flat, arm.design, (), size, fingerprints
             )
     return Plan(list(jobs.values()), notes_of(study))
+
+
+class Size(Mapping[str, float]):
+    """What the core says of a config's size, asked when it is first needed.
+
+    Ranking and status do not need it, and making a model, even without its weights, takes seconds.
+    """
+
+    def __init__(self, ask: Callable[[], Mapping[str, float]]) -> None:
+        self._ask = ask
+
+    @cached_property
+    def _known(self) -> Mapping[str, float]:
+        return self._ask()
+
+    def __getitem__(self, name: str) -> float:
+        return self._known[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._known)
+
+    def __len__(self) -> int:
+        return len(self._known)
 
 
 def job_id(

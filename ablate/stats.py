@@ -12,6 +12,7 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -111,8 +112,6 @@ def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Inter
     Raises:
         ValueError: no values.
     """
-    from scipy.special import stdtrit
-
     n = len(values)
     if not n:
         raise ValueError("an interval needs at least one value")
@@ -120,8 +119,16 @@ def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Inter
     if n == 1:
         return Interval(mean, None, None, 1)
     variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
-    half = float(stdtrit(n - 1, (1 + confidence) / 2)) * math.sqrt(variance / n)
+    half = _quantile(n - 1, (1 + confidence) / 2) * math.sqrt(variance / n)
     return Interval(mean, mean - half, mean + half, n)
+
+
+@cache
+def _quantile(df: int, p: float) -> float:
+    """Of Student's t distribution."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(df, p))
 
 
 def p_value(values: Sequence[float]) -> float | None:

@@ -229,8 +229,10 @@ def _winner(ended: Sequence[RankedArm]) -> str:
         if verdict in by_verdict
     ]
     sure = "No configuration surely meets" if "likely" in by_verdict else "No configuration meets"
-    *met, last = does
-    said = f"{', '.join(met)}{', but ' if met else ''}{last}"
+    said = does[0]
+    for part in does[1:]:
+        link = ", but " if part.startswith(VERBS["failed"]) else ", "
+        said += link + part
     return f"{sure} all {total} criteria. The first, {best.arm}, {said}."
 
 
