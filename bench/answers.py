@@ -3,8 +3,8 @@
     python -m bench.answers [--repeats 3]
 
 The ledger is made up: a grid of 100 configs with 5 seeds each, every job with the readings, the
-history (60 evaluations) and the pictures that a real one leaves. Each command runs in a process of
-its own, as at a prompt, imports included; `record` starts without a database.
+history and the pictures that a real one leaves. Each command runs in a process of its own, as at a
+prompt, imports included; `record` starts without a database.
 """
 
 from __future__ import annotations
@@ -53,29 +53,15 @@ factors:
 design: factorial
 seeds: [0, 1, 2, 3, 4]
 """
-EVALUATIONS = 60
-TOLD = [
-    "train/loss",
-    "train/loss_x",
-    "train/loss_y",
-    "train/objective",
-    "train/grad_norm",
-    "train/lr",
-    "train/y_weight",
-    "train/clipped_share",
-    "train/px_error",
-    "train/coverage",
-    "attention/uniformity",
-    "attention/effective_tokens",
-    "visual/mean",
-    "visual/std",
-    "visual/feature_mean",
-    "visual/feature_std",
-    "val/px_error",
-    "val/coverage",
-    "val/f1",
-    "val/lane_count_error",
-]
+STEPS, TOLD_EVERY, READ_EVERY = 500, 10, 100
+"""Of a job: what training tells comes more often than evaluations."""
+TOLD = ("loss", "loss_x", "loss_y", "objective", "grad_norm", "lr", "y_weight", "clipped_share")
+READ = (
+    *("attention/uniformity", "attention/effective_tokens", "visual/mean", "visual/std"),
+    *("visual/feature_mean", "visual/feature_std", "train/px_error", "train/px_error_p95"),
+    *("train/px_error_max", "train/coverage", "train/length_error", "train/lane_count_error"),
+    *("val/px_error", "val/coverage", "val/f1", "val/lane_count_error"),
+)
 AT_THE_END = [
     "loss",
     "objective",
@@ -181,7 +167,7 @@ def make_ledger(study: Path, out: Path) -> int:
         for original in originals:
             (folder / "pictures" / original.name).hardlink_to(original)
         rng = random.Random(job.id)
-        lines = "".join(event(job, rng, step) for step in range(0, 10 * EVALUATIONS, 10))
+        lines = "".join(event(job, rng, step) for step in range(0, STEPS + 1, TOLD_EVERY))
         (folder / "events.jsonl").write_text(lines)
         ledger.write_result(ended(job, rng))
     return len(planned.jobs)
@@ -190,7 +176,8 @@ def make_ledger(study: Path, out: Path) -> int:
 def event(job: Job, rng: random.Random, step: int) -> str:
     """A line of a history; losses fall, the rest wanders."""
     level = math.exp(-step / 150)
-    readings = ", ".join(f'"{name}": {level * rng.uniform(0.9, 1.1)!r}' for name in TOLD)
+    names = [f"train/{name}" for name in TOLD] + (list(READ) if step % READ_EVERY == 0 else [])
+    readings = ", ".join(f'"{name}": {level * rng.uniform(0.9, 1.1)!r}' for name in names)
     return f'{{"time": {1.7e9 + step}, "step": {step}, "metrics": {{{readings}}}}}\n'
 
 
