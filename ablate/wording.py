@@ -145,7 +145,12 @@ def sentences(ranking: Ranking) -> list[str]:
         verb = "has" if len(trouble) == 1 else "have"
         reason = trouble[0].troubles[0].error if trouble[0].troubles else ""
         said.append(f"{_join(arm.arm for arm in trouble)} {verb} no finished job ({reason}).")
-    return said + levers(ranking)
+    pairs = [
+        f"{pair.factor} and {pair.other} change each other's effect on {name(pair.metric)} "
+        f"({100 * pair.share:.0f} % of its variance)."
+        for pair in sorted(ranking.interactions, key=lambda pair: -pair.share)[:NAMED]
+    ]
+    return [*said, *levers(ranking), *pairs]
 
 
 def levers(ranking: Ranking) -> list[str]:

@@ -98,6 +98,7 @@ def test_a_grid_recovers_effects_shares_and_the_interaction(tmp_path, capsys):
     assert (pair["factor"], pair["other"]) == ("tokens", "lr")
     assert "no clear effect: clip, schedule and position" in answer.terminal
     assert "tokens x lr" in answer.terminal
+    assert "tokens and lr change each other's effect on px error (20 % of its" in answer.terminal
     assert "Factors that change each other" in answer.page
 
 
