@@ -42,7 +42,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  then python=$$p; break; fi; done; \
 	if [ -z "$$python" ]; then \
 	  echo "make: Python 3.11 or newer is needed; found: $$(python3 --version 2>&1 || echo none). Install it, or say where it is: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 2; fi; \
-	echo "Setting up $(VENV) with $$($$python --version) and the pins of constraints.txt (once, about 3 minutes) ..."; \
+	echo "Setting up $(VENV) with $$($$python --version) and the pins of constraints.txt (once, some minutes) ..."; \
 	$$python -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt 'torch==2.13.0'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'

@@ -14,6 +14,7 @@ t-th row written, whichever end of the image that is.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 import numpy as np
 import torch
@@ -47,7 +48,7 @@ def lane_to_rows(lane: np.ndarray, rows: np.ndarray, width: int) -> np.ndarray:
     return np.where(np.isin(np.arange(len(rows)), keep), x, np.nan)
 
 
-class Tokenizer:
+class Tokenizer(ABC):
     """What the modes share: bins, and reading ids back as bins and px."""
 
     def __init__(self, config: TokenizerConfig, width: int) -> None:
@@ -64,13 +65,13 @@ class Tokenizer:
         """The id that starts a lane; an input only, never a target."""
         return self.vocab
 
+    @abstractmethod
     def encode(self, x: Float[Tensor, "*lanes T"]) -> Int[Tensor, "*lanes T"]:
         """Turn x px (nan: no point) into ids."""
-        raise NotImplementedError
 
+    @abstractmethod
     def walk(self, ids: Int[Tensor, "*lanes T"]) -> Int[Tensor, "*lanes T"]:
         """Give the bin each id stands for in its lane, 0 where it is no point; any ids will do."""
-        raise NotImplementedError
 
     def decode(self, ids: Int[Tensor, "*lanes T"]) -> Float[Tensor, "*lanes T"]:
         """Turn any ids into x px, nan where there is no point."""
