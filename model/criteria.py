@@ -65,6 +65,9 @@ MOVED_SHARE = 0.1
 noise from unfamiliar features, not sight"""
 KEPT = 0.5
 """share of the points; when fewer survive the swap, the image mattered, wherever the rest lies"""
+FOLLOWED = 0.5
+"""of the way: lanes written over another image must end nearer to its labels than half of where
+staying put would leave them"""
 SHARP_AT_START = 0.6
 
 
@@ -124,7 +127,12 @@ def _step_logits(known: Metrics) -> Gate:
 
 
 def _sees_image(known: Metrics) -> Gate:
-    """Voids nothing: the criteria stand as they are, this says what meeting them proves."""
+    """Voids nothing: the criteria stand as they are, this says what meeting them proves.
+
+    Lanes that stay where they are when the image is swapped are memorised. So are lanes that are
+    right on their own image and leave it for nowhere: a strange image breaks a memory without
+    replacing it. Only lanes that go to the other image's labels show that the model looks there.
+    """
     name = "sees_image"
     moved, kept = known.get("final/swap_px"), known.get("final/swap_kept")
     apart = known.get("final/swap_px_labels")
@@ -135,11 +143,31 @@ def _sees_image(known: Metrics) -> Gate:
         return _gate(name, None, False, (), note)
     if kept is None:
         return _gate(name, None, False, (), "nothing decoded")
-    if moved is None or kept < KEPT:
-        return Gate(name, "passed", moved, (), "its lanes vanish with their image")
-    note = f"memorises: its lanes move {moved:.2g} px when the image is swapped for one whose "
-    note += f"lanes lie {apart:.3g} px away"
-    return _gate(name, moved, moved >= max(MOVED_PX, MOVED_SHARE * apart), (), note)
+    stays = moved is not None and moved < max(MOVED_PX, MOVED_SHARE * apart)
+    if stays and kept >= KEPT:
+        note = f"memorises: its lanes move {moved:.2g} px when the image is swapped for one whose "
+        note += f"lanes lie {apart:.3g} px away"
+        return Gate(name, "failed", moved, (), note)
+    if lost := _lost(known):
+        return Gate(name, "failed", moved, (), lost)
+    note = "its lanes vanish with their image" if moved is None or kept < KEPT else ""
+    return Gate(name, "passed", moved, (), note)
+
+
+def _lost(known: Metrics) -> str:
+    """Say how far from another image's lanes a model ends that writes its own image's well.
+
+    Empty when it goes there, when its own lanes are no better placed, or when it was not read.
+    """
+    own, stay = known.get("final/px_error"), known.get("final/swap_px_stay")
+    if own is None or stay is None or own > FOLLOWED * stay:
+        return ""
+    donor, covered = known.get("final/swap_px_donor"), known.get("final/swap_donor_coverage", 0.0)
+    if donor is not None and donor <= FOLLOWED * stay and covered >= KEPT:
+        return ""
+    where = "writes no lane there" if donor is None else f"is {donor:.3g} px off its lanes"
+    note = f"memorises: over another image it {where} (staying put would be {stay:.3g} px off)"
+    return note if covered >= KEPT else f"{note}, with {covered:.0%} of their points"
 
 
 def _earned(known: Metrics, settings: Settings) -> Gate:

@@ -115,7 +115,7 @@ def _memorises(known: Known, settings: Settings) -> Finding | None:
     gate = _gate("sees_image", known, settings)
     if gate.verdict != "failed":
         return None
-    names = ("final/swap_px", "final/swap_px_labels", "final/swap_loss_first_token")
+    names = ("final/swap_px", "final/swap_px_labels", "final/swap_px_donor", "final/swap_px_stay")
     next = "the same arm on 64 images (data.train_images): a lane id and a row no longer tell where"
     return known.finding("memorises", gate.note, next, *names)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from model.eval_split import EvalSplit
 from model.init import stream
 from model.lanelm import LaneLM
-from model.metrics import first_points, movement
+from model.metrics import first_points, movement, px_readings
 from model.passes import Bank, Forced, decode, force, plain_steps
 
 
@@ -45,6 +45,9 @@ def sight_readings(
     - `swap_px`: movement of the decoded lanes, lane id by lane id, px; `swap_kept`: share of their
       points that are still decoded; `swap_px_labels`: how far the labels of the two images are
       apart.
+    - `swap_px_donor`, `swap_donor_coverage`: px error and coverage of the lanes written over the
+      other image against that image's own labels, paired as `px_error` is; `swap_px_stay`: the px
+      error there of the first image's labels, which lanes that did not move at all would have.
     - `swap_loss`, `swap_loss_first_token`: rise of the cross-entropy after the true prefix.
     - `blank_loss`: its rise when every feature is its channel's mean over the split.
     - `shuffle_loss`: its rise when features change places within their level, while the position
@@ -67,9 +70,15 @@ def sight_readings(
     read |= _rise("swap_loss", seen, over, plain[places])
     read |= _rise("swap_loss_first_token", seen, over, first[places])
     own = decode(model, bank, split).lanes[places]
-    moved = movement(own, decode(model, bank, swapped).lanes)
+    written = decode(model, bank, swapped).lanes
+    moved = movement(own, written)
     apart = movement(targets.x.double().numpy(), others.targets.x.double().numpy())
+    follows = px_readings(written, others.truth)
+    stays = px_readings(split.select(places).truth, others.truth)
     named = {
+        "swap_px_donor": follows.get("px_error"),
+        "swap_donor_coverage": follows.get("coverage"),
+        "swap_px_stay": stays.get("px_error"),
         "swap_px": moved.get("px"),
         "swap_kept": moved.get("kept"),
         "swap_px_labels": apart.get("px"),

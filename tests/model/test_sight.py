@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from model.lanelm import LaneLM
+from model.metrics import px_readings
 from model.passes import decode
 from model.probe import readings, sight_readings
 from tests.model.small import CHANNELS, MemoryBank, config_with, fit, split_of
@@ -21,6 +22,7 @@ def test_a_model_that_cannot_see_does_not_react(
     assert read["final/swap_px"] == 0
     assert read["final/swap_kept"] == 1
     assert read["final/swap_px_labels"] > 20
+    assert read["final/swap_px_donor"] == pytest.approx(read["final/swap_px_stay"], abs=3)
     for name in ("swap_loss", "swap_loss_first_token", "blank_loss", "shuffle_loss"):
         assert read[f"final/{name}"] == pytest.approx(0, abs=1e-6)
 
@@ -42,9 +44,13 @@ def test_swapped_lanes_are_compared_image_by_image(seeing: LaneLM, memory_bank: 
     over = own[[1, 2, 0]]  # a model that sees writes the other image's lanes
     both = np.isfinite(own) & np.isfinite(over)
     expected = np.abs(own - over)[both].mean()
-    assert sight_readings(seeing, memory_bank, split)["swap_px"] == pytest.approx(
-        expected, rel=1e-6
-    )
+    read = sight_readings(seeing, memory_bank, split)
+    assert read["swap_px"] == pytest.approx(expected, rel=1e-6)
+    labels = split.truth[[1, 2, 0]]  # what those images really show
+    assert read["swap_px_donor"] == px_readings(over, labels)["px_error"]
+    assert read["swap_donor_coverage"] == px_readings(over, labels)["coverage"]
+    assert read["swap_px_stay"] == px_readings(split.truth, labels)["px_error"]
+    assert read["swap_px_donor"] < 0.2 * read["swap_px_stay"]
 
 
 def test_position_blind_features_survive_a_shuffle(memory_bank: MemoryBank) -> None:

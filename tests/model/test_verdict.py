@@ -29,6 +29,9 @@ HEALTHY = {
     "final/step_logit_gap_first": 1e-5,
     "final/swap_px": 59.0,
     "final/swap_px_labels": 88.0,
+    "final/swap_px_donor": 1.4,
+    "final/swap_px_stay": 80.0,
+    "final/swap_donor_coverage": 0.99,
     "final/swap_kept": 0.97,
     "final/swap_loss_first_token": 4.0,
     "floor/px_error": 1.0,
@@ -136,6 +139,33 @@ def test_lanes_that_do_not_move_under_a_swap(
 ) -> None:
     found = gate(
         "sees_image", final__swap_px=moved, final__swap_px_labels=labels, final__swap_kept=kept
+    )
+    assert found.verdict == verdict
+    assert found.note.startswith("memorises") == (verdict == "failed")
+
+
+@pytest.mark.parametrize(
+    ("own", "donor", "covered", "verdict"),
+    [
+        (1.0, 9.0, 0.98, "passed"),  # it writes the other image's lanes
+        (1.0, 39.0, 0.98, "passed"),  # nearer to them than half of where it started
+        (1.0, 41.0, 0.98, "failed"),  # gone, but not there
+        (1.0, 75.0, 0.6, "failed"),
+        (1.0, 9.0, 0.3, "failed"),  # a few points happen to lie well
+        (1.0, None, 0.0, "failed"),  # nothing is written over another image
+        (45.0, 75.0, 0.98, "passed"),  # it never learned its own image: no memory to unmask
+        (None, 75.0, 0.98, "passed"),
+    ],
+)
+def test_lanes_that_leave_but_not_for_the_other_image(
+    own: float | None, donor: float | None, covered: float, verdict: str
+) -> None:
+    found = gate(
+        "sees_image",
+        final__px_error=own,
+        final__swap_px_stay=80.0,
+        final__swap_px_donor=donor,
+        final__swap_donor_coverage=covered,
     )
     assert found.verdict == verdict
     assert found.note.startswith("memorises") == (verdict == "failed")
