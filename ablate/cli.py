@@ -11,7 +11,7 @@ from typing import Annotated, cast
 
 import typer
 
-from ablate import commands
+from ablate import commands, exports
 from ablate.engines import EngineError
 from ablate.nouns import StudyError
 from ablate.request import RUNS, Json, Out, complain, console
@@ -116,6 +116,7 @@ for command in (
     logs,
 ):
     app.command()(command)
+app.add_typer(exports.app, name="export")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -159,7 +160,9 @@ def _usage(error: Exception, given: Sequence[str]) -> str:
         message = f"no such option: {option}{_hint(option, allowed)}"
     elif "such command" in message:
         commands_ = list(context.command.commands)
-        wrong = next((word for word in given if not word.startswith("-")), "")
+        parents = context.command_path.split()
+        words = [word for word in given if not word.startswith("-") and word not in parents]
+        wrong = next(iter(words), "")
         message = f"no such command: {wrong}{_hint(wrong, commands_)}"
     elif (parameter := getattr(error, "param", None)) and "Invalid value" in message:
         pairs = itertools.pairwise(given)

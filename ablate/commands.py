@@ -20,6 +20,7 @@ from ablate.request import (
     Seeds,
     Sets,
     StudyName,
+    Table,
     arguments,
     console,
     make_ui,
@@ -177,12 +178,13 @@ def rank(
     seeds: Seeds = None,
     sets: Sets = None,
     out: Out = RUNS,
+    table: Table = None,
     as_json: Json = False,
 ) -> None:
     """Rank the configs against the success criteria, from the results that there are."""
     from ablate.table import answer
 
-    ranking = request(study, data, checkpoint, seeds, sets, out).rank()
+    ranking = request(study, data, checkpoint, seeds, sets, out, table).rank()
     if as_json:
         print_json(ranking.to_json())
     else:
@@ -196,9 +198,10 @@ def report(
     seeds: Seeds = None,
     sets: Sets = None,
     out: Out = RUNS,
+    table: Table = None,
 ) -> None:
     """Write the report, one HTML page that needs nothing else, from the results that there are."""
-    asked = request(study, data, checkpoint, seeds, sets, out)
+    asked = request(study, data, checkpoint, seeds, sets, out, table)
     asked.ledger.prepare()
     console().print(str(asked.report(asked.rank())), soft_wrap=True)
 

@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,7 @@ def plan(study: Study, options: Options | None = None) -> Plan:
     options = options or Options()
     core = load_core(study.core)
     cache = options.out.absolute() / "cache"
-    arms = arms_of(study)
-    configs = [_config(core, study, arm, options) for arm in arms]
-    _refuse_unused(core, study, arms)
+    arms, configs = _arms_and_configs(core, study, options)
     try:
         core.check(configs)
         read = [core.fingerprints(config, cache) for config in configs]
@@ -43,6 +41,36 @@ def plan(study: Study, options: Options | None = None) -> Plan:
         raise StudyError(f"{study.source}: {error}") from None
     except OSError as error:
         raise StudyError(f"{error.filename or cache}: {error.strerror or error}") from None
+    return _plan(core, study, arms, configs, read, sizes)
+
+
+def plan_unread(study: Study, options: Options) -> Plan:
+    """The jobs of a study without a look at its data: their ids are not those of the ledger.
+
+    Raises:
+        StudyError: one line: a setting or design that cannot be.
+    """
+    core = load_core(study.core)
+    arms, configs = _arms_and_configs(core, study, options)
+    nothing: list[Mapping[str, Any]] = [{}] * len(arms)
+    return _plan(core, study, arms, configs, nothing, nothing)
+
+
+def _arms_and_configs(core: Core, study: Study, options: Options) -> tuple[list[Arm], list[Any]]:
+    arms = arms_of(study)
+    configs = [_config(core, study, arm, options) for arm in arms]
+    _refuse_unused(core, study, arms)
+    return arms, configs
+
+
+def _plan(
+    core: Core,
+    study: Study,
+    arms: Sequence[Arm],
+    configs: Sequence[Any],
+    read: Sequence[Mapping[str, str]],
+    sizes: Sequence[Mapping[str, float]],
+) -> Plan:
     jobs: dict[str, Job] = {}
     for arm, config, fingerprints, size in zip(arms, configs, read, sizes, strict=True):
         settings, identity = core.settings(config), core.identity(config)

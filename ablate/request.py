@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shlex
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ablate.nouns import Options, Plan, Result, Study
+from ablate.nouns import Options, Plan, Result, Study, StudyError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,6 +53,14 @@ Sets = Annotated[
     ),
 ]
 Out = Annotated[Path, typer.Option(metavar="DIR", help="Where jobs, record and reports are.")]
+Table = Annotated[
+    Path | None,
+    typer.Option(
+        "--from",
+        metavar="FILE",
+        help="Read the results from a table (ablate export table), not from job folders.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 
@@ -61,19 +70,38 @@ class Request:
 
     name: str
     options: Options
+    table: Path | None = None
+    """Where results are read from instead of job folders."""
 
     @cached_property
     def study(self) -> Study:
         from ablate.study import load_study
 
-        return load_study(self.name, self.options)
+        study = load_study(self.name, self.options)
+        if self.table is None:
+            return study
+        return dataclasses.replace(study, name=f"{study.name}@{self.table.stem}")
 
     @cached_property
     def plan(self) -> Plan:
         from ablate.study import plan
 
+        if self.table is not None:
+            return self._tabled[0]
         with patience("Reading the study, its data and weights ..."):
             return plan(self.study, self.options)
+
+    @cached_property
+    def _tabled(self) -> tuple[Plan, dict[str, Result]]:
+        from ablate.shipped import from_table
+
+        assert self.table is not None
+        try:
+            text = self.table.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "no text"
+            raise StudyError(f"--from {self.table}: cannot be read ({reason})") from None
+        return from_table(self.study, self.options, text, str(self.table))
 
     @cached_property
     def core(self) -> Core:
@@ -91,6 +119,8 @@ class Request:
     def results(self) -> dict[str, Result]:
         from ablate.conclude import results_of
 
+        if self.table is not None:
+            return self._tabled[1]
         return results_of(self.plan, self.ledger)
 
     @cached_property
@@ -133,8 +163,10 @@ def request(
     seeds: int | None,
     sets: Sequence[str] | None,
     out: Path,
+    table: Path | None = None,
 ) -> Request:
-    return Request(study, Options(tuple(data or ()), checkpoint, seeds, tuple(sets or ()), out))
+    options = Options(tuple(data or ()), checkpoint, seeds, tuple(sets or ()), out)
+    return Request(study, options, table)
 
 
 def console() -> Console:

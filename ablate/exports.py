@@ -1,0 +1,61 @@
+"""`ablate export`: a study's results in the form of other tools."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ablate.nouns import StudyError
+from ablate.request import (
+    RUNS,
+    Checkpoint,
+    Data,
+    Out,
+    Seeds,
+    Sets,
+    StudyName,
+    console,
+    request,
+)
+
+app = typer.Typer(
+    help="Write a study's results in the form of other tools.",
+    rich_markup_mode=None,
+)
+
+TableFile = Annotated[Path, typer.Argument(metavar="FILE", help="The CSV file to write.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        sys.stdout.write(context.get_help() + "\n")
+
+
+@app.command()
+def table(
+    study: StudyName,
+    file: TableFile,
+    data: Data = None,
+    checkpoint: Checkpoint = None,
+    seeds: Seeds = None,
+    sets: Sets = None,
+    out: Out = RUNS,
+) -> None:
+    """A tidy CSV, one row a job: levels, seed, state, readings. `rank --from` reads it again."""
+    from ablate.ledger import write_atomic
+    from ablate.shipped import to_table
+
+    asked = request(study, data, checkpoint, seeds, sets, out)
+    if not asked.results:
+        raise StudyError(f"{asked.study.name}: no job has ended in {out}; ablate run comes first")
+    text = to_table(asked.study, asked.plan, asked.results)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, text)
+    except OSError as error:
+        raise StudyError(f"{file}: cannot be written ({error.strerror})") from None
+    console().print(f"{len(asked.results)} jobs of {asked.study.name} are in {file}")

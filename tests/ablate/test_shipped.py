@@ -1,0 +1,98 @@
+"""A study's results as a table that ranks as the ledger does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from ablate.cli import main
+from tests.ablate.test_cli import out, recorded_out, run, study
+
+__all__ = ["out", "recorded_out", "study"]
+
+HEADED = "arm,design,level/lr,level/noise,seed,job_id,state,error,attempts,commit,core,final/loss\n"
+
+
+@pytest.fixture
+def table(study: str, out: str, tmp_path: Path) -> Path:
+    """The toy study's table; its run folder is gone."""
+    assert run(study, out, "--seeds", "3") == 0
+    file = tmp_path / "deep" / "toy.csv"
+    assert main(["export", "table", study, str(file), "--out", out, "--seeds", "3"]) == 0
+    return file
+
+
+def ranking(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    capsys.readouterr()
+    assert main(["rank", *arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_row_a_job(table: Path) -> None:
+    rows = pd.read_csv(table)
+    assert len(rows) == 4 * 3
+    assert list(rows.columns[:5]) == ["arm", "design", "level/lr", "level/noise", "seed"]
+    assert rows.groupby("arm").seed.nunique().eq(3).all()
+    assert rows["final/loss"].notna().all()
+    assert set(rows.state) == {"done"}
+
+
+def test_the_table_ranks_as_its_ledger(
+    study: str, out: str, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ledger = ranking(capsys, study, "--out", out, "--seeds", "3")
+    shipped = ranking(capsys, study, "--from", str(table), "--out", str(tmp_path / "elsewhere"))
+    assert shipped["study"] == "toy@toy"
+    for key in ("ranking", "effects", "variance", "interactions", "levels", "notes"):
+        assert shipped[key] == rounded(ledger[key])
+
+
+def test_a_table_reports_beside_a_real_run_without_touching_it(
+    study: str, out: str, table: Path
+) -> None:
+    before = {p: p.read_bytes() for p in (Path(out) / "toy").iterdir()}
+    assert main(["report", study, "--from", str(table), "--out", out]) == 0
+    assert (Path(out) / "toy@toy" / "report.html").exists()
+    assert {p: p.read_bytes() for p in (Path(out) / "toy").iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("arm,seed\na,0\n", "no column 'attempts'; is it a table of toy"),
+        (HEADED + "a,f,small,low,0,j,ended,,1,,,0.5\n", "line 2: state: given 'ended', allowed:"),
+        (HEADED + "a,f,small,low,zero,j,done,,1,,,0.5\n", "line 2: invalid literal"),
+        (HEADED + "a,f,small,lowest,0,j,done,,1,,,0.5\n", "no arm of toy@t has the levels small"),
+    ],
+)
+def test_a_table_that_is_none_of_this_study(
+    text: str, said: str, study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "t.csv"
+    file.write_text(text)
+    assert main(["rank", study, "--from", str(file), "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_jobs_without_a_row_are_missing(
+    study: str, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = table.read_text().splitlines(keepends=True)
+    table.write_text("".join(lines[:-1]))
+    shipped = ranking(capsys, study, "--from", str(table), "--out", str(tmp_path))
+    assert sorted(len(arm["seeds"]) for arm in shipped["ranking"]) == [2, 3, 3, 3]
+
+
+def rounded(value: Any) -> Any:
+    """Numbers as they come back from six digits."""
+    if isinstance(value, dict):
+        return {key: rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [rounded(inner) for inner in value]
+    return pytest.approx(value, rel=1e-3, abs=1e-6) if isinstance(value, float) else value
