@@ -21,7 +21,9 @@ from ablate.request import (
     Sets,
     StudyName,
     Table,
+    Workers,
     arguments,
+    complain,
     console,
     make_ui,
     print_json,
@@ -42,21 +44,33 @@ def plan(
     seeds: Seeds = None,
     sets: Sets = None,
     out: Out = RUNS,
+    workers: Workers = None,
+    probe: Annotated[
+        bool,
+        typer.Option(
+            "--probe/--no-probe",
+            help="Time a few steps of each shape of job that nothing is known of; Ctrl-C skips it.",
+        ),
+    ] = True,
     as_json: Json = False,
 ) -> None:
-    """Show the jobs of a study: arm, levels, seed, visual tokens, parameters, state.
+    """Show the jobs of a study: arm, levels, seed, visual tokens, parameters, time, state.
 
     Checks settings, data and weights too, so that what is wrong is said before anything trains.
     """
-    from ablate.overview import estimate, plan_json, plan_summary, plan_table
+    from ablate.overview import plan_json, plan_summary, plan_table
+    from ablate.timing import time_shapes
 
     asked = request(study, data, checkpoint, seeds, sets, out)
+    notes = time_shapes(asked, workers) if probe else []
+    guess = asked.estimate(workers)
     if as_json:
-        print_json(plan_json(asked.study, asked.plan, asked.state, asked.results))
-        return
-    guess = estimate(asked.study, asked.plan, asked.results)
-    console().print(plan_table(asked.study, asked.plan, asked.state))
-    console().print(plan_summary(asked.study, asked.plan, asked.state, guess))
+        print_json(plan_json(asked.study, asked.plan, asked.state, guess))
+    else:
+        console().print(plan_table(asked.study, asked.plan, asked.state, guess))
+        console().print(plan_summary(asked.study, asked.plan, asked.state, guess))
+    for note in notes:
+        complain(f"estimate: {note}")
 
 
 def run(
@@ -66,9 +80,7 @@ def run(
     seeds: Seeds = None,
     sets: Sets = None,
     out: Out = RUNS,
-    workers: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Jobs at once; default: one a core.")
-    ] = None,
+    workers: Workers = None,
     engine: Annotated[
         str, typer.Option(metavar="NAME", help="pool: processes; inline: for a debugger.")
     ] = "pool",
@@ -161,8 +173,9 @@ def status(
     from ablate.overview import status_json, status_lines
 
     asked = request(study, data, checkpoint, seeds, sets, out)
+    code, guess = asked.core.source_hash(), asked.estimate()
     value = status_json(
-        asked.study, asked.plan, asked.ledger, asked.state, asked.results, asked.core.source_hash()
+        asked.study, asked.plan, asked.ledger, asked.state, asked.results, code, guess
     )
     if as_json:
         print_json(value)

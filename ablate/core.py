@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from ablate.nouns import Condition, Criterion, Finding, Gate, Settings
+from ablate.nouns import Condition, Cost, Criterion, Finding, Gate, Settings, Workload
 
 Progress = Callable[[int, int], None]
 """Called with (done, of) while something long is prepared."""
@@ -88,6 +88,17 @@ class Core(Protocol):
         """Its size, e.g. visual_tokens and parameters."""
         ...
 
+    def workload(self, config: Any) -> Workload:
+        """What its time and memory hang on; without building or reading anything."""
+        ...
+
+    def probe(self, settings: Settings, cache: Path) -> Cost | None:
+        """Time a few real steps and readings of a job; None: this core has no such probe.
+
+        Called in a process of its own; what it computes for later jobs goes into `cache`.
+        """
+        ...
+
     def prepare(
         self, configs: Iterable[Any], cache: Path, progress: Progress | None = None
     ) -> None:
@@ -149,6 +160,7 @@ class LaneLMCore:
         self._read: dict[str, dict[str, str]] = {}
         self._channels: dict[str, tuple[int, int, int]] = {}
         self._sizes: dict[tuple[Any, ...], dict[str, float]] = {}
+        self._shapes: dict[tuple[Any, ...], tuple[Any, ...]] = {}
 
     @property
     def numerics_version(self) -> int:
@@ -230,6 +242,21 @@ class LaneLMCore:
                 "parameters": count_parameters(config, self._channels[backbone]),
             }
         return self._sizes[key]
+
+    def workload(self, config: Any) -> Workload:
+        from model.workload import evaluations, shape_of
+
+        shape = tuple(shape_of(config).items())
+        shape = self._shapes.setdefault(shape, shape)  # one for ten thousand jobs
+        return Workload(shape, config.optim.steps, evaluations(config), config.runtime.device)
+
+    def probe(self, settings: Settings, cache: Path) -> Cost | None:
+        from model.cost import measure
+
+        found = measure(self.build(settings), cache)
+        return Cost(
+            found.step_seconds, found.evaluation_seconds, found.other_seconds, found.memory_mb
+        )
 
     def prepare(
         self, configs: Iterable[Any], cache: Path, progress: Progress | None = None

@@ -17,7 +17,8 @@ from types import ModuleType
 from typing import Any
 
 from ablate.core import CoreError, Log, Progress
-from ablate.nouns import Criterion, Finding, Gate, Settings, StudyError
+from ablate.nouns import Cost, Criterion, Finding, Gate, Settings, StudyError, Workload
+from ablate.progress import steps
 
 REQUIRED = ("SETTINGS", "train", "criteria")
 
@@ -90,6 +91,12 @@ class ModuleCore:
 
     def describe(self, config: Any) -> dict[str, float]:
         return {}
+
+    def workload(self, config: Any) -> Workload:
+        return Workload((), steps(config))
+
+    def probe(self, settings: Settings, cache: Path) -> Cost | None:
+        return None
 
     def prepare(
         self, configs: Iterable[Any], cache: Path, progress: Progress | None = None

@@ -159,6 +159,42 @@ class Study:
 
 
 @dataclass(frozen=True)
+class Workload:
+    """What a job's time and memory hang on; jobs of one shape differ in the counts alone."""
+
+    shape: tuple[tuple[str, Any], ...] = ()
+    """What decides the cost of a step and of an evaluation, by name; empty: the core cannot say."""
+    steps: int = 1
+    evaluations: int = 0
+    device: str = "cpu"
+    """Where its workers compute: cpu, cuda (any GPU) or cuda:N."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What jobs of one shape take, measured."""
+
+    step_seconds: float
+    evaluation_seconds: float
+    other_seconds: float
+    """Once a job: opening its inputs, the last readings."""
+    memory_mb: float
+    """Largest memory of one worker, on the device it trains on."""
+
+    def seconds(self, load: Workload) -> float:
+        """Seconds of one job.
+
+        >>> Cost(0.05, 1.0, 2.0, 700.0).seconds(Workload(steps=500, evaluations=5))
+        32.0
+        """
+        return (
+            load.steps * self.step_seconds
+            + load.evaluations * self.evaluation_seconds
+            + self.other_seconds
+        )
+
+
+@dataclass(frozen=True)
 class Job:
     """One training run: an arm with one seed."""
 
@@ -176,6 +212,8 @@ class Job:
     """What the core says of it before training: visual_tokens, parameters."""
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     """Content hashes of what it reads: data, backbone."""
+    workload: Workload = Workload()
+    """What its time and memory hang on."""
 
 
 @dataclass(frozen=True)

@@ -5,20 +5,21 @@ from __future__ import annotations
 import fcntl
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from rich.table import Table
 from rich.text import Text
 
-from ablate.engines import available_cores
+from ablate.estimate import Estimate
 from ablate.ledger import Ledger
-from ablate.nouns import Job, Plan, Result, Study
-from ablate.progress import Progress, duration
+from ablate.nouns import Job, Plan, Result, State, Study
+from ablate.progress import duration, shape
 
 ROWS = 200
 """Jobs that the table of a plan lists; `--json` has them all."""
 
-ORDER = ("done", "failed", "diverged", "pruned", "running", "started", "missing")
+ENDED = get_args(State)
+ORDER = (*ENDED, "running", "started", "missing")
 
 
 def state_of(ledger: Ledger, job: Job, result: Result | None) -> str:
@@ -49,7 +50,7 @@ def states(plan: Plan, ledger: Ledger, results: Mapping[str, Result]) -> dict[st
 
 
 def plan_json(
-    study: Study, plan: Plan, state: Mapping[str, str], results: Mapping[str, Result]
+    study: Study, plan: Plan, state: Mapping[str, str], guess: Estimate
 ) -> dict[str, Any]:
     """The form of `plan --json`."""
     return {
@@ -66,27 +67,17 @@ def plan_json(
             }
             for job in plan.jobs
         ],
-        "estimate": estimate(study, plan, results),
+        "estimate": guess.to_json(),
         "notes": list(plan.notes),
     }
 
 
-def estimate(study: Study, plan: Plan, results: Mapping[str, Result]) -> dict[str, Any]:
-    """Time to go from what finished jobs took; null before any has finished."""
-    todo = [job.id for job in plan.jobs if job.id not in results]
-    workers = max(1, min(available_cores(), len(todo)))
-    progress = Progress(plan.jobs, study.criteria, workers)
-    progress.begin(results, todo)
-    seconds = progress.seconds_left(0.0) if todo else 0.0
-    return {"jobs": len(plan.jobs), "to_run": len(todo), "workers": workers, "seconds": seconds}
-
-
-def plan_table(study: Study, plan: Plan, state: Mapping[str, str]) -> Table:
-    """A row for each job: arm, what differs from the base, seed, size, state."""
+def plan_table(study: Study, plan: Plan, state: Mapping[str, str], guess: Estimate) -> Table:
+    """A row for each job: arm, what differs from the base, seed, size, time to come, state."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for column in ("job", "arm", "beside the base"):
         table.add_column(column)
-    for column in ("seed", "visual tokens", "parameters"):
+    for column in ("seed", "visual tokens", "parameters", "time"):
         table.add_column(column, justify="right")
     table.add_column("state")
     base = study.base_levels
@@ -100,17 +91,21 @@ def plan_table(study: Study, plan: Plan, state: Mapping[str, str]) -> Table:
             Text(" ".join(changed)),
             str(job.seed),
             *(f"{job.size[key]:,.0f}" if key in job.size else "" for key in SIZES),
+            _time(job, state[job.id], guess),
             state[job.id],
         )
     return table
 
 
+def _time(job: Job, state: str, guess: Estimate) -> str:
+    found = guess.guesses.get(shape(job)) if state not in ENDED else None
+    return "" if found is None or found.seconds is None else duration(found.seconds)
+
+
 SIZES = ("visual_tokens", "parameters")
 
 
-def plan_summary(
-    study: Study, plan: Plan, state: Mapping[str, str], guess: Mapping[str, Any]
-) -> str:
+def plan_summary(study: Study, plan: Plan, state: Mapping[str, str], guess: Estimate) -> str:
     """What stands below the table."""
     counts = Counter(state.values())
     found = ", ".join(f"{counts[name]} {name}" for name in ORDER if counts[name])
@@ -120,9 +115,35 @@ def plan_summary(
     ]
     if len(plan.jobs) > ROWS:
         lines.insert(0, f"... and {len(plan.jobs) - ROWS:,} more (--json lists all)")
-    if guess["to_run"] and guess["seconds"] is not None:
-        lines.append(f"about {duration(guess['seconds'])} to go with {guess['workers']} workers")
-    return "\n".join([*lines, *plan.notes])
+    return "\n".join([*lines, *estimate_lines(guess), *plan.notes])
+
+
+def estimate_lines(guess: Estimate) -> list[str]:
+    """Time and memory of what is to run, and how they are known."""
+    if not guess.to_run or guess.seconds is None or guess.cpu_seconds is None:
+        return []
+    line = f"about {duration(guess.seconds)} to go with {_many(guess.workers, 'worker')}"
+    if guess.workers > 1:
+        line += f" ({duration(guess.cpu_seconds)} of all together)"
+    if guess.memory_mb is not None:
+        total = guess.memory_mb * guess.workers
+        line += f"; {guess.memory_mb / 1e3:.1f} GB a worker, {total / 1e3:.1f} GB in all"
+    sources = Counter(found.source for found in guess.guesses.values())
+    told = ", ".join(f"{_many(n, 'shape')} {HOW[source]}" for source, n in sources.items())
+    return [line, f"  {told}"]
+
+
+HOW: Mapping[str, str] = {
+    "finished jobs": "from finished jobs",
+    "probe": "from timed steps",
+    "finished jobs elsewhere": "from jobs that ended on another machine",
+    "scaled": "scaled from the others",
+    "unknown": "unknown",
+}
+
+
+def _many(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def status_json(
@@ -132,6 +153,7 @@ def status_json(
     state: Mapping[str, str],
     results: Mapping[str, Result],
     core_hash: str,
+    guess: Estimate,
 ) -> dict[str, Any]:
     """How far a study is: counts, what failed and why, what runs, results of older code."""
     counts = Counter(state.values())
@@ -152,7 +174,7 @@ def status_json(
             if state[job.id] == "running"
         ],
         "older_code": sum(result.code.get("core") != core_hash for _, result in ends),
-        "estimate": estimate(study, plan, results),
+        "estimate": guess.to_json(),
         "warnings": list(ledger.warnings),
     }
 
@@ -173,7 +195,8 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
         lines.append(f"{status['older_code']} results from older code: --rerun trains them again")
     guess = status["estimate"]
     if guess["to_run"] and guess["seconds"] is not None:
-        lines.append(f"about {duration(guess['seconds'])} to go with {guess['workers']} workers")
+        crew = _many(guess["workers"], "worker")
+        lines.append(f"about {duration(guess['seconds'])} to go with {crew}")
     return [*lines, *status["warnings"]]
 
 

@@ -74,6 +74,7 @@ def _plan(
     jobs: dict[str, Job] = {}
     for arm, config, fingerprints, size in zip(arms, configs, read, sizes, strict=True):
         settings, identity = core.settings(config), core.identity(config)
+        load = core.workload(config)
         for seed in study.seeds:
             key = job_id(identity, fingerprints, seed, core.numerics_version)
             if key in jobs:
@@ -81,7 +82,7 @@ def _plan(
                 continue
             flat = {**settings, "seed": seed}
             jobs[key] = Job(
-                key, arm.label, arm.levels, seed, flat, arm.design, (), size, fingerprints
+                key, arm.label, arm.levels, seed, flat, arm.design, (), size, fingerprints, load
             )
     return Plan(list(jobs.values()), notes_of(study))
 

@@ -34,6 +34,9 @@ def steps(settings: Mapping[str, Any]) -> int:
 
 def shape(job: Job) -> Shape:
     """Jobs of one shape take like time."""
+    load = job.workload
+    if load.shape:
+        return load.shape, load.steps, load.evaluations
     return (*sorted(job.size.items()), steps(job.settings))
 
 

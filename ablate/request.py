@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ablate.nouns import Options, Plan, Result, Study, StudyError
+from ablate.nouns import Job, Options, Plan, Result, Study, StudyError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from ablate.core import Core
+    from ablate.costs import CostCache
+    from ablate.estimate import Estimate
     from ablate.ledger import Ledger
     from ablate.rank import Ranking
 
@@ -51,6 +53,9 @@ Sets = Annotated[
         help="A setting over the study's base: optim.steps=1000, model.preset=lanelm_256; may be "
         "given several times.",
     ),
+]
+Workers = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Jobs at once; default: one a core.")
 ]
 Out = Annotated[Path, typer.Option(metavar="DIR", help="Where jobs, record and reports are.")]
 Table = Annotated[
@@ -128,6 +133,32 @@ class Request:
         from ablate.overview import states
 
         return states(self.plan, self.ledger, self.results)
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        from ablate.worker import describe_environment
+
+        return describe_environment()
+
+    @cached_property
+    def costs(self) -> CostCache:
+        from ablate.costs import CostCache
+
+        cache = self.ledger.out / "cache"
+        return CostCache(cache, self.study.core, self.core.source_hash(), self.environment)
+
+    def estimate(self, workers: int | None = None) -> Estimate:
+        """Time and memory of what has not ended, from what is known without timing anything."""
+        from ablate.engines import available_cores
+        from ablate.estimate import estimate
+
+        jobs, known = self.plan.jobs, self.costs.of(self.to_run)
+        crew = workers or available_cores()
+        return estimate(jobs, self.results, known, self.environment, crew)
+
+    @property
+    def to_run(self) -> list[Job]:
+        return [job for job in self.plan.jobs if job.id not in self.results]
 
     def rank(self, results: Mapping[str, Result] | None = None) -> Ranking:
         """Rank and keep the ranking beside the study; a folder that takes no files is no matter."""

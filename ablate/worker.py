@@ -57,7 +57,7 @@ class Worker:
             if ledger.result(task.job_id) is not None:
                 return Outcome("ended")  # by a worker whose coordinator was killed just then
             if self.capture:
-                held.enter_context(_captured(ledger.folder(task.job_id) / OUTPUT))
+                held.enter_context(captured(ledger.folder(task.job_id) / OUTPUT))
             return self._train(ledger, task, stop)
 
     def _train(self, ledger: Ledger, task: Task, stop: StopAsked) -> Outcome:
@@ -213,7 +213,7 @@ def _patient_lock(ledger: Ledger, job_id: str, stop: StopAsked) -> Iterator[None
 
 
 @contextmanager
-def _captured(path: Path) -> Iterator[None]:
+def captured(path: Path) -> Iterator[None]:
     """Send file descriptors 1 and 2 to the end of `path`, libraries' and crash reports included."""
     sys.stdout.flush()
     sys.stderr.flush()

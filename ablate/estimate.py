@@ -1,0 +1,158 @@
+"""How long the jobs of a plan will take and how much memory, before they run. Pure.
+
+Jobs of one shape take alike: from jobs of that shape that have ended, else from a timed probe of it
+(`ablate.costs`), else scaled from shapes that are known by what their steps compute.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ablate.nouns import Cost, Job, Result
+from ablate.progress import Shape, effort, shape
+
+Source = Literal["finished jobs", "probe", "finished jobs elsewhere", "scaled", "unknown"]
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What one job of a shape takes, and how we know."""
+
+    seconds: float | None
+    memory_mb: float | None
+    source: Source
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the jobs that have not ended take."""
+
+    workers: int
+    jobs: int
+    """Of the plan."""
+    to_run: int
+    guesses: Mapping[Shape, Guess]
+    """By shape of what is to run, most jobs first."""
+    counts: Mapping[Shape, int]
+    seconds: float | None
+    """Until the last has ended; None when nothing is known of some shape."""
+    cpu_seconds: float | None
+    """Of all workers together."""
+
+    @property
+    def memory_mb(self) -> float | None:
+        """Of the largest worker."""
+        known = [g.memory_mb for g in self.guesses.values() if g.memory_mb is not None]
+        return max(known, default=None)
+
+    def to_json(self) -> dict[str, Any]:
+        """The `estimate` of `plan --json`."""
+        return {
+            "jobs": self.jobs,
+            "to_run": self.to_run,
+            "workers": self.workers,
+            "seconds": self.seconds,
+            "cpu_seconds": self.cpu_seconds,
+            "memory_mb": self.memory_mb,
+            "shapes": [
+                {"jobs": self.counts[key], "seconds_per_job": guess.seconds}
+                | {"memory_mb": guess.memory_mb, "source": guess.source}
+                for key, guess in self.guesses.items()
+            ],
+        }
+
+
+def estimate(
+    jobs: Sequence[Job],
+    results: Mapping[str, Result],
+    costs: Mapping[Shape, Cost],
+    environment: Mapping[str, Any],
+    workers: int,
+) -> Estimate:
+    """Estimate what is left of a plan.
+
+    Args:
+        jobs: of the plan.
+        results: of those that have ended, by id.
+        costs: of shapes that were probed on this machine.
+        environment: this machine's, as results name theirs.
+        workers: jobs at once.
+    """
+    todo = [job for job in jobs if job.id not in results]
+    by_shape = {shape(job): job for job in todo}
+    counts = Counter(shape(job) for job in todo)
+    here = ended_like(jobs, results, lambda result: dict(result.environment) == environment)
+    elsewhere = ended_like(jobs, results, lambda result: True)
+    found: dict[Shape, Guess] = {}
+    for key, job in by_shape.items():
+        if key in here:
+            found[key] = Guess(*here[key], "finished jobs")
+        elif key in costs:
+            found[key] = Guess(costs[key].seconds(job.workload), costs[key].memory_mb, "probe")
+        elif key in elsewhere:
+            found[key] = Guess(*elsewhere[key], "finished jobs elsewhere")
+    rate = _rate(found, by_shape)
+    for key, job in by_shape.items():
+        if key not in found:
+            seconds = None if rate is None else rate * effort(job)
+            found[key] = Guess(seconds, None, "unknown" if rate is None else "scaled")
+    ordered = dict(sorted(found.items(), key=lambda item: -counts[item[0]]))
+    workers = max(1, min(workers, len(todo)))
+    times = _times(todo, found)
+    return Estimate(
+        workers,
+        len(jobs),
+        len(todo),
+        ordered,
+        counts,
+        None if times is None else makespan(times, workers),
+        None if times is None else math.fsum(times),
+    )
+
+
+def ended_like(
+    jobs: Iterable[Job], results: Mapping[str, Result], counts: Any
+) -> dict[Shape, tuple[float, float | None]]:
+    """Mean seconds and largest memory of done jobs by shape, of the results that `counts`."""
+    seconds: dict[Shape, list[float]] = {}
+    memory: dict[Shape, float] = {}
+    for job in jobs:
+        result = results.get(job.id)
+        if result is None or result.state != "done" or not counts(result):
+            continue
+        took = result.metrics.get("cost/seconds", math.nan)
+        if took > 0:
+            key = shape(job)
+            seconds.setdefault(key, []).append(took)
+            if (peak := result.metrics.get("cost/peak_memory_mb", math.nan)) > 0:
+                memory[key] = max(memory.get(key, 0.0), peak)
+    return {key: (math.fsum(all_) / len(all_), memory.get(key)) for key, all_ in seconds.items()}
+
+
+def makespan(seconds: Iterable[float], workers: int) -> float:
+    """Time until all jobs have ended, when the longest start first and no worker waits.
+
+    >>> makespan([4, 3, 3, 2], 2)
+    6.0
+    """
+    free = [0.0] * workers
+    for took in sorted(seconds, reverse=True):
+        heapq.heapreplace(free, free[0] + took)
+    return max(free)
+
+
+def _times(todo: Iterable[Job], found: Mapping[Shape, Guess]) -> list[float] | None:
+    times = [found[shape(job)].seconds for job in todo]
+    return None if None in times else [time for time in times if time is not None]
+
+
+def _rate(found: Mapping[Shape, Guess], by_shape: Mapping[Shape, Job]) -> float | None:
+    """Seconds per unit of effort, of the shapes that are known."""
+    known = {key: guess.seconds for key, guess in found.items() if guess.seconds is not None}
+    efforts = sum(effort(by_shape[key]) for key in known)
+    return sum(known.values()) / efforts if efforts > 0 else None

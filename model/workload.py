@@ -1,0 +1,37 @@
+"""What the time and memory of a job hang on, told from its settings alone."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from model.config import TrainConfig, settings_of
+
+FREE = frozenset(
+    {
+        *("seed", "data.seed", "data.geometry", "data.lane_order", "data.above_crop"),
+        *("backbone.random_seed", "backbone.checkpoint"),
+        *("visual.scale", "model.temperature", "model.x_scale", "model.lane_scale"),
+        *("loss.y_weight", "loss.y_threshold", "loss.y_patience", "loss.y_first", "loss.y_hold"),
+        *("loss.y_ramp", "loss.ends_weight", "loss.label_smoothing"),
+        *("optim.lr", "optim.lr_min", "optim.schedule", "optim.warmup", "optim.clip"),
+        *("optim.weight_decay", "optim.beta1", "optim.beta2", "optim.steps"),
+        *("evaluation.every", "runtime.log_every", "runtime.checkpoint_every"),
+    }
+)
+"""Settings that change numbers, or how often something is done, but not what doing it takes."""
+
+
+def shape_of(config: TrainConfig) -> dict[str, Any]:
+    """Give the settings on which the cost of a step and of a reading hangs."""
+    return {path: value for path, value in settings_of(config).items() if path not in FREE}
+
+
+def evaluations(config: TrainConfig) -> int:
+    """Count the evaluations during training: every `evaluation.every` steps and after the last.
+
+    >>> from model.presets import build
+    >>> evaluations(build({"optim.steps": 250, "evaluation.every": 100}))
+    3
+    """
+    return math.ceil(config.optim.steps / config.evaluation.every)
