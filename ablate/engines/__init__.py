@@ -73,6 +73,13 @@ class Engine(Protocol):
         """Forget the queue and ask the running jobs to keep a checkpoint and end."""
         ...
 
+    def cancel(self, job_id: str) -> None:
+        """Ask one job to keep a checkpoint and end; a queued one is `interrupted` at once.
+
+        The others go on. A job that is not here any more is no matter.
+        """
+        ...
+
     def close(self) -> None:
         """End everything now. Idle workers leave by themselves, running jobs are killed."""
         ...

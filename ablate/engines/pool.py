@@ -3,7 +3,7 @@
 Workers are forked from a server process that has imported the heavy modules once, so that a worker
 starts in milliseconds. Each has one pipe of its own to the coordinator:
 
-    coordinator -> worker   Task | "stop" | None (leave)
+    coordinator -> worker   Task | "stop" | job id (stop that job) | None (leave)
     worker -> coordinator   Outcome
     end of file             the other side is dead
 
@@ -37,6 +37,9 @@ ONE_THREAD: dict[str, str] = {
     "MKL_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
 }
+
+STOP = ""
+"""Stops whatever a worker does: no job has this id."""
 
 POLITE = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
@@ -75,7 +78,8 @@ class PoolEngine:
         self._queue.append(task)
 
     def pending(self) -> int:
-        return len(self._queue) + sum(worker.job_id is not None for worker in self._crew)
+        at_work = sum(worker.job_id is not None for worker in self._crew)
+        return len(self._queue) + len(self._notices) + at_work
 
     def wait(self, seconds: float) -> list[Notice]:
         self._hand_out()
@@ -99,7 +103,15 @@ class PoolEngine:
         self._stopped = True
         self._queue.clear()
         for worker in self._crew:
-            self._send(worker, "stop" if worker.job_id is not None else None)
+            self._send(worker, STOP if worker.job_id is not None else None)
+
+    def cancel(self, job_id: str) -> None:
+        for task in [task for task in self._queue if task.job_id == job_id]:
+            self._queue.remove(task)
+            self._notices.append(Notice(job_id, Outcome("interrupted")))
+        for worker in self._crew:
+            if worker.job_id == job_id:
+                self._send(worker, job_id)  # by its name: it may be at the next one by then
 
     def close(self) -> None:
         self._stopped = True
@@ -188,19 +200,20 @@ def _serve(pipe: Connection, work: Work) -> None:
         torch.set_num_threads(1)
     faulthandler.enable()
     jobs: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
-    stop = threading.Event()
-    threading.Thread(target=_listen, args=(pipe, jobs, stop), daemon=True).start()
+    stopped: set[str] = set()
+    threading.Thread(target=_listen, args=(pipe, jobs, stopped), daemon=True).start()
     with contextlib.suppress(BrokenPipeError):  # the coordinator is gone: `_listen` is leaving
         while (task := jobs.get()) is not None:
-            pipe.send(work(task, stop.is_set))
+            names = {STOP, task.job_id}
+            pipe.send(work(task, lambda names=names: not names.isdisjoint(stopped)))
 
 
-def _listen(pipe: Connection, jobs: queue.SimpleQueue, stop: threading.Event) -> None:
+def _listen(pipe: Connection, jobs: queue.SimpleQueue, stopped: set[str]) -> None:
     """Take the coordinator's messages; leave at once when it is gone."""
     try:
         while (message := pipe.recv()) is not None:
-            if message == "stop":
-                stop.set()
+            if isinstance(message, str):
+                stopped.add(message)
             else:
                 jobs.put(message)
     except (EOFError, OSError):

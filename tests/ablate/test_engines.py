@@ -98,6 +98,47 @@ def test_a_death_ends_one_job_and_is_explained(pool: Engine) -> None:
     assert all(outcomes[f"job:{i}"].kind == "ended" for i in (1, 2, 3, 4))
 
 
+def test_a_cancelled_job_ends_alone() -> None:
+    engine = make_engine("pool", work, 1)
+    try:
+        for job in ("until_stop:1", "until_stop:2", "job:1", "until_stop:3"):
+            engine.submit(task(job))
+        while not engine.wait(0.1):  # until the first has started
+            pass
+        engine.cancel("until_stop:2")  # queued
+        engine.cancel("until_stop:1")  # at work
+        engine.cancel("strange")
+        heard = engine.wait(0)
+        assert heard == [Notice("until_stop:2", Outcome("interrupted"))]
+        engine.cancel("until_stop:3")  # queued behind what goes on
+        outcomes = drain(engine)
+    finally:
+        engine.close()
+    assert outcomes["until_stop:1"].kind == "interrupted"
+    assert outcomes["until_stop:3"].kind == "interrupted"
+    assert outcomes["job:1"].kind == "ended"
+
+
+def test_inline_cancels_what_is_queued_and_what_asks() -> None:
+    asked: list[int] = []
+
+    def stop_asked() -> bool:
+        asked.append(1)
+        if len(asked) == 3:
+            engine.cancel("until_stop:1")
+        return False
+
+    engine = make_engine("inline", work, 1, stop_asked=stop_asked)
+    for job in ("until_stop:1", "job:1", "job:2"):
+        engine.submit(task(job))
+    engine.cancel("job:1")
+    assert engine.pending() == 3
+    outcomes = drain(engine)
+    assert outcomes["job:1"].kind == outcomes["until_stop:1"].kind == "interrupted"
+    assert outcomes["job:2"].kind == "ended"
+    assert len(asked) == 3
+
+
 def test_an_idle_worker_that_was_killed_is_replaced(pool: Engine) -> None:
     pool.submit(task("job:1"))
     pid = int(drain(pool)["job:1"].error)
