@@ -30,7 +30,7 @@ from model.loss import Losses, YWeight, attention_uniformity
 from model.material import load_material
 from model.metrics import loss_trend
 from model.optim import make_optimizer
-from model.outcome import Diverged, Log
+from model.outcome import Diverged, Enough, Log
 from model.probe import readings, tokenizer_floor
 
 GROWTH = 10.0
@@ -196,6 +196,21 @@ class Job:
         self.log(self.progress.step, read)
         self._lap("evaluation_seconds")
 
+    def is_enough(self, enough: Enough) -> bool:
+        """Whether the run may end here: after an evaluation, by its readings, then by all of them.
+
+        A resumed run asks again at the step it resumed at, and is told the same.
+        """
+        p = self.progress
+        if not p.step or p.step % self.config.evaluation.every:
+            return False
+        cheap = renamed(p.evaluated, "train", "final") | renamed(p.evaluated, "attention", "final")
+        if not enough(cheap, whole=False):
+            return False
+        found = final_readings(self.model, self.material, self.y_weight.at(p.step))
+        self._lap("evaluation_seconds")
+        return enough(self._qualified(found), whole=True)
+
     def save(self) -> None:
         """Write the checkpoint. After the last step no moments are kept: no step needs them."""
         self.look()
@@ -216,8 +231,11 @@ class Job:
 
     def finish(self) -> dict[str, float]:
         """Take every reading of the trained weights, and tell what never came."""
-        p, steps = self.progress, self.config.optim.steps
+        p, steps = self.progress, self.progress.step
         self._lap()
+        early = steps < self.config.optim.steps
+        if early and len(self.material.val):  # of the last weights the official scores are reported
+            p.evaluated |= held_out_readings(self.model, self.material, "val")
         if event := self.y_weight.unfinished(steps):
             self.log(steps, {"train/y_stage": float(self.y_weight.stage)}, event=event)
         found = final_readings(self.model, self.material, self.y_weight.at(steps)) | self._trend()
@@ -225,8 +243,9 @@ class Job:
         if len(self.material.test):
             with other_weights(self.model, p.best_weights):
                 found |= held_out_readings(self.model, self.material, "test")
-        if "attention/uniformity" in p.start:
-            found["final/uniformity_init"] = p.start["attention/uniformity"]
+        found = self._qualified(found)
+        if early:
+            found["final/step"] = float(steps)
         if p.best_step:
             found["best/step"] = float(p.best_step)
         if self.config.runtime.pictures:
@@ -249,6 +268,12 @@ class Job:
         blocks = self.model.attention(memory, prefix.ids_in, prefix.y_in)
         padding = memory.padding if memory.pool_weights is None else None
         return attention_uniformity([memory.over_cells(weights) for weights in blocks], padding)
+
+    def _qualified(self, found: dict[str, float]) -> dict[str, float]:
+        """Put beside final readings what the first step's weights read."""
+        if "attention/uniformity" in self.progress.start:
+            found["final/uniformity_init"] = self.progress.start["attention/uniformity"]
+        return found
 
     # -- help --------------------------------------------------------------------------------
 

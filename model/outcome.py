@@ -15,6 +15,16 @@ class Log(Protocol):
     ) -> None: ...
 
 
+@runtime_checkable
+class Enough(Protocol):
+    """Whether a run may end where it is, by its readings under their final/ names.
+
+    Without `whole` they are those of an evaluation: what is not among them is not known yet.
+    """
+
+    def __call__(self, metrics: Mapping[str, float], *, whole: bool) -> bool: ...
+
+
 class Diverged(RuntimeError):  # noqa: N818 - an outcome, not a mistake
     """The objective is not finite or grew without end; `metrics` are the last finite readings."""
 

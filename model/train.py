@@ -17,9 +17,9 @@ from model.init import stream
 from model.job import Job
 from model.loss import Losses, compute_loss
 from model.optim import clip_gradients, lr_at, set_lr
-from model.outcome import Diverged, Interrupted, Log
+from model.outcome import Diverged, Enough, Interrupted, Log
 
-__all__ = ["Diverged", "Interrupted", "Log", "train"]
+__all__ = ["Diverged", "Enough", "Interrupted", "Log", "train"]
 
 
 def train(
@@ -28,6 +28,7 @@ def train(
     workdir: Path,
     cache: Path,
     stop: Callable[[], bool] = lambda: False,
+    enough: Enough | None = None,
 ) -> dict[str, float]:
     """Train one job, on from `workdir/checkpoint.pt` if it is there, and read it at the end.
 
@@ -38,9 +39,12 @@ def train(
         workdir: the job's folder, for its checkpoint and pictures.
         cache: where frozen features lie, or are put if they are not there yet.
         stop: asked before every step; True ends the run with a checkpoint.
+        enough: asked after an evaluation, first of its readings, then of all final ones; True of
+            both ends the run there, with a checkpoint that another run can go on from.
 
     Returns:
-        The readings named final/, val/, best/, test/, floor/, cost/, and the last of the others.
+        The readings named final/, val/, best/, test/, floor/, cost/, and the last of the others;
+        `final/step` is the step of a run that ended early.
 
     Raises:
         Diverged: the objective is not finite, or grew without end.
@@ -53,6 +57,9 @@ def train(
     bf16 = config.optim.precision == "bf16"
     with torch.random.fork_rng([job.device] if job.device.type == "cuda" else []):
         for step in range(job.progress.step + 1, steps + 1):
+            if enough is not None and job.is_enough(enough):
+                job.save()
+                break
             if stop():
                 job.save()
                 raise Interrupted(f"stopped after step {job.progress.step} of {steps}")

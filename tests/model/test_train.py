@@ -6,7 +6,7 @@ import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from model.config import TrainConfig
 from model.init import stream
 from model.loss import compute_loss
 from model.metrics import loss_trend
-from model.outcome import Diverged, Interrupted
+from model.outcome import Diverged, Enough, Interrupted
 from model.train import train
 from tests.model.tiny import Events, numbers, run, settings, tiny
 
@@ -465,3 +465,46 @@ def test_every_step_and_pass_draws_from_a_stream_of_its_own(
     without = config.model_dump() | {"model": config.model.model_dump() | {"dropout": 0.0}}
     other, _ = run(TrainConfig.model_validate(without), tmp_path / "b", cache)
     assert other["train/loss"] != metrics["train/loss"]
+
+
+def ended(
+    folder: Path, cache: Path, config: TrainConfig, enough: Enough | None = None
+) -> dict[str, float]:
+    return train(config, Events(), folder, cache, enough=enough)
+
+
+def test_a_run_ends_early_only_when_all_its_final_readings_say_so(
+    tmp_path: Path, cache: Path
+) -> None:
+    asked: list[tuple[bool, set[str]]] = []
+
+    def never(metrics: Mapping[str, float], *, whole: bool) -> bool:
+        asked.append((whole, set(metrics)))
+        return not whole
+
+    whole = ended(tmp_path / "whole", cache, tiny())
+    assert numbers(ended(tmp_path / "asked", cache, tiny(), enough=never)) == numbers(whole)
+    assert [is_whole for is_whole, _ in asked] == [False, True]  # once, after step 4 of 8
+    (_, cheap), (_, full) = asked
+    assert {"final/coverage", "final/uniformity"} <= cheap
+    assert {"final/loss", "final/uniformity_init"} <= full
+    assert "final/loss" not in cheap
+
+
+def test_a_run_that_ended_early_says_where_and_can_be_gone_on_with(
+    tmp_path: Path, cache: Path
+) -> None:
+    def always(metrics: Mapping[str, float], *, whole: bool) -> bool:
+        return True
+
+    early = ended(tmp_path / "early", cache, tiny(), enough=always)
+    assert early["final/step"] == 4
+    short = tiny(optim__steps=4)
+    same = {"final/loss", "final/uniformity", "final/coverage", "val/coverage", "val/f1"}
+    wanted = ended(tmp_path / "short", cache, short)
+    assert {n: early[n] for n in same} == {n: wanted[n] for n in same}
+    # killed after its checkpoint: asked again there, it ends there again
+    assert numbers(ended(tmp_path / "early", cache, tiny(), enough=always)) == numbers(early)
+    whole = ended(tmp_path / "whole", cache, tiny())
+    assert numbers(ended(tmp_path / "early", cache, tiny())) == numbers(whole)
+    assert "final/step" not in whole
