@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 from ablate import fractions
 from ablate.nouns import Arm, Factor, Match, StudyError
@@ -76,17 +77,19 @@ def factorial(
     >>> axes = [Axis.of("tokens", "full", "p5"), Axis.of("lr", "3e-4", "1e-4")]
     >>> [arm.label for arm in factorial(axes)]
     ['full/3e-4', 'full/1e-4', 'p5/3e-4', 'p5/1e-4']
-    >>> [arm.levels for arm in factorial(axes, factors=["lr"])]
-    [{'tokens': 'full', 'lr': '3e-4'}, {'tokens': 'full', 'lr': '1e-4'}]
+    >>> [(arm.label, *arm.levels.values()) for arm in factorial(axes, factors=["lr"])]
+    [('3e-4', 'full', '3e-4'), ('1e-4', 'full', '1e-4')]
     """
     _known(factors, axes)
+    varied = [not factors or bool(set(axis.choices[0][1]) & set(factors)) for axis in axes]
     ranges = [
-        range(len(axis.choices))
-        if not factors or set(axis.choices[0][1]) & set(factors)
-        else (axis.default(base or {}, 0),)
-        for axis in axes
+        range(len(axis.choices)) if varies else (axis.default(base or {}, 0),)
+        for axis, varies in zip(axes, varied, strict=True)
     ]
-    return [_arm(axes, picks, _path(axes, picks)) for picks in itertools.product(*ranges)]
+    return [
+        _arm(axes, picks, _path(list(compress(axes, varied)), list(compress(picks, varied))))
+        for picks in itertools.product(*ranges)
+    ]
 
 
 def one_at_a_time(axes: Sequence[Axis], *, base: Mapping[str, str] | None = None) -> list[Arm]:

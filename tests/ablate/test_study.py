@@ -475,18 +475,25 @@ def test_strategy1_is_the_baseline_each_change_all_and_all_but_one():
         "lr=1e-4",
         "clip=0.5",
         "schedule=cosine",
+        "code=as run",
         "all",
         "all but tokens",
         "all but y_loss",
         "all but lr",
         "all but clip",
         "all but schedule",
+        "overfit .26",
+        "overfit .26 clamped",
     ]
-    assert len(made.jobs) == 36
+    assert len(made.jobs) == 45
     core = LaneLMCore()
     settings = {job.arm: job.settings for job in made.jobs if job.seed == 0}
     assert core.build(settings["base"]) == core.build({"preset": "v4_fixed"})
     assert core.build(settings["all"]) == core.build({"preset": "strategy1"})
+    assert core.build(settings["code=as run"]) == core.build({"preset": "v4_fixed_as_run"})
+    assert core.build(settings["overfit .26"]) == core.build({"preset": "overfit_026"})
+    clamped = core.build({"preset": "overfit_026_clamped"})
+    assert core.build(settings["overfit .26 clamped"]) == clamped
     assert {job.size["visual_tokens"] for job in made.jobs} == {250, 5250}
 
 
@@ -504,13 +511,19 @@ def test_the_other_strategies_and_the_grid():
         "full/pool 250": 250,
         "2x2/no pool": 1500,
         "2x2/pool 250": 250,
+        "as run": 5250,
     }
     assert list(_by_arm("strategy3")) == [
         "absolute/plain",
         "absolute/stronger",
         "relative/plain",
         "relative/stronger",
+        "as run",
+        "overfit .26",
+        "overfit .26 clamped",
     ]
+    shared = {job.id for job in plan(load_study("strategy1")).jobs}
+    assert len(shared & {job.id for job in plan(load_study("strategy3")).jobs}) == 4 * 3
     grid = plan(load_study("grid"))
     assert len({job.id for job in grid.jobs}) == 144
     assert {job.settings["optim.schedule"] for job in grid.jobs} == {"cosine"}
