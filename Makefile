@@ -25,7 +25,7 @@ STAMP := $(VENV)/.installed
 # one BLAS/OpenMP thread per process: workers are processes, and oversubscribed threads cost up to 9x
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup study smoke ui report test test-all check bench clean-env
+.PHONY: help setup study smoke ui report results test test-all check bench clean-env
 
 help: ## this list
 	@echo 'make study STRATEGY=1   train the arms of strategy 1, rank them, write the report'
@@ -62,6 +62,9 @@ ui: $(STAMP) ## MLflow's page with this study's configs side by side
 
 report: $(STAMP) ## write the report again
 	@$(BIN)/ablate report '$(study)' $(options)
+
+results: $(STAMP) ## every table and figure of RESULTS.md again, from the result tables shipped
+	@$(BIN)/python studies/rebuild.py $(ARGS)
 
 # ---- development ---------------------------------------------------------------------------------
 test: $(STAMP) ## the test suite with the smoke study (at most 10 minutes)
