@@ -34,6 +34,7 @@ from model.lanelm import LaneLM
 from model.loss import YWeight
 from model.material import load_material
 from model.outcome import Diverged, Interrupted
+from model.passes import Known
 from model.presets import SettingError, build
 from model.train import train
 
@@ -218,10 +219,11 @@ def _read(
     y_weight = YWeight(config.loss)
     y_weight.load(progress.y_weight)
     last = y_weight.at(progress.step) if run else None
-    found = final_readings(model, material, last)
+    known = Known()
+    found = final_readings(model, material, last, known)
     if "attention/uniformity" in progress.start:
         found["final/uniformity_init"] = progress.start["attention/uniformity"]
-    found |= held_out_readings(model, material, "val")
+    found |= held_out_readings(model, material, "val", known=known)
     best = progress.best_weights if progress.best_step != progress.step else None
     with other_weights(model, best):
         if best is None:

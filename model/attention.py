@@ -34,12 +34,16 @@ def attend(
         out: Tensor = _Attend.apply(q, k, v, padding)  # pyright: ignore
         return out
     if q.device.type == "cpu":
-        y = attention_weights(q, k, padding) @ v.mT
-    else:
-        mask = None if padding is None else ~padding[:, None, None, :]
-        heads = q.view(B, M, H, d).transpose(1, 2)
-        y = F.scaled_dot_product_attention(heads, k.mT, v.mT, attn_mask=mask, scale=1.0)
+        return mix(attention_weights(q, k, padding), v)
+    mask = None if padding is None else ~padding[:, None, None, :]
+    heads = q.view(B, M, H, d).transpose(1, 2)
+    y = F.scaled_dot_product_attention(heads, k.mT, v.mT, attn_mask=mask, scale=1.0)
     return y.transpose(1, 2).reshape(B, M, -1)
+
+
+def mix(weights: Float[Tensor, "B H M N"], v: Float[Tensor, "B H e N"]) -> Float[Tensor, "B M o"]:
+    """Mix the values by weights that are there already."""
+    return (weights @ v.mT).transpose(1, 2).flatten(2)
 
 
 def attention_weights(

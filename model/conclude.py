@@ -16,16 +16,23 @@ from torch import Tensor
 from model.checkpoint import weights_of
 from model.draw import Image
 from model.lanelm import LaneLM
-from model.material import Material
+from model.material import Material, pixels
+from model.passes import Known
 from model.pictures import attention_sheet, overlays
 from model.probe import always, readings, tokenizer_floor
+
+PNG = (cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE)
+"""Two thirds of the time of the usual level 3, and smaller files of pictures like these."""
 
 PICTURED = 2
 """Images of a split that are drawn."""
 
 
 def final_readings(
-    model: LaneLM, material: Material, y_weight: float | None = None
+    model: LaneLM,
+    material: Material,
+    y_weight: float | None = None,
+    known: Known | None = None,
 ) -> dict[str, float]:
     """Take final/ of the weights in `model`, and floor/.
 
@@ -33,9 +40,19 @@ def final_readings(
         model: trained.
         material: the images; with one training image those of validation are its donors.
         y_weight: of the last step, for final/objective; None: the config's.
+        known: what these weights wrote before; what they write now is added.
     """
     m = material
-    found = readings(model, m.bank, m.shown, "final", donors=m.val, full=True, y_weight=y_weight)
+    found = readings(
+        model,
+        m.bank,
+        m.shown,
+        "final",
+        donors=m.val,
+        full=True,
+        y_weight=y_weight,
+        known=known,
+    )
     return found | tokenizer_floor(m.train.targets, model.tokenizer, m.train.truth)
 
 
@@ -44,6 +61,7 @@ def held_out_readings(
     material: Material,
     prefix: Literal["val", "best", "test"],
     scored: Callable[[Mapping[str, float]], bool] = always,
+    known: Known | None = None,
 ) -> dict[str, float]:
     """Take val/, best/ (on the validation images too) or test/ of the weights in `model`.
 
@@ -52,10 +70,11 @@ def held_out_readings(
         material: the images.
         prefix: of the names.
         scored: told how the lanes lie in px; whether to score them by the data sets' rules too.
+        known: what these weights wrote before; what they write now is added.
     """
     split = material.test if prefix == "test" else material.val
     bank = material.bank
-    return readings(model, bank, split, prefix, donors=None, full=False, scored=scored)
+    return readings(model, bank, split, prefix, donors=None, full=False, scored=scored, known=known)
 
 
 def renamed(found: Mapping[str, float], old: str, new: str) -> dict[str, float]:
@@ -81,7 +100,9 @@ def other_weights(model: LaneLM, weights: Mapping[str, Tensor] | None) -> Iterat
         model.load_state_dict(own)
 
 
-def save_pictures(model: LaneLM, material: Material, folder: Path) -> None:
+def save_pictures(
+    model: LaneLM, material: Material, folder: Path, known: Known | None = None
+) -> None:
     """Draw decoded lanes over some training and validation images, and where the decoder looks."""
     folder.mkdir(exist_ok=True)
     bank, splits, data = material.bank, material.splits, model.config.data
@@ -91,8 +112,8 @@ def save_pictures(model: LaneLM, material: Material, folder: Path) -> None:
     ):
         if not len(split):
             continue
-        images = [ref.load(data).image for ref in refs[: len(split)]]
-        for i, drawn in enumerate(overlays(model, bank, split, images)):
+        images = [pixels(ref, data) for ref in refs[: len(split)]]
+        for i, drawn in enumerate(overlays(model, bank, split, images, known)):
             _write(folder / f"{name}_{i}.png", drawn)
         if name == "train":
             sheet = attention_sheet(model, bank, split, 0, images[0])
@@ -102,7 +123,7 @@ def save_pictures(model: LaneLM, material: Material, folder: Path) -> None:
 
 def _write(path: Path, image: Image) -> None:
     """Write a picture whole or not at all."""
-    _, encoded = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 3])
+    _, encoded = cv2.imencode(".png", image, PNG)
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_bytes(encoded.tobytes())
     temporary.replace(path)

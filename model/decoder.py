@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from model.attention import attend, attention_weights
+from model.attention import attend, attention_weights, mix
 from model.config import ModelConfig
 from model.matmul import Linear, project
 
@@ -129,10 +129,13 @@ class CrossAttention(nn.Module):
         weights: list[Tensor] | None = None,
     ) -> Float[Tensor, "B L T D"]:
         q = self.queries(x, place)
-        if weights is not None:
+        if weights is None:
+            y = attend(q, memory.keys, memory.values, memory.padding)
+        else:
             of_block = attention_weights(q, memory.keys, memory.padding)
             weights.append(of_block.unflatten(2, x.shape[1:3]))  # (B, H, L, T, N)
-        return self.out(attend(q, memory.keys, memory.values, memory.padding).view(x.shape))
+            y = mix(of_block, memory.values)
+        return self.out(y.view(x.shape))
 
 
 class Block(nn.Module):

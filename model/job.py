@@ -31,6 +31,7 @@ from model.material import load_material
 from model.metrics import loss_trend
 from model.optim import make_optimizer
 from model.outcome import Diverged, Enough, Log
+from model.passes import Known
 from model.probe import readings, tokenizer_floor
 
 GROWTH = 10.0
@@ -71,6 +72,8 @@ class Job:
             self.device,
         )
         self._pending: list[tuple[int, float, float, Tensor]] = []
+        self.known = Known()
+        """what the weights as they stand wrote"""
         if self.progress.step == 0:
             known = self.material.train
             floor = tokenizer_floor(known.targets, self.model.tokenizer, known.truth)
@@ -178,6 +181,7 @@ class Job:
         """Take the cheap readings; keep the weights if none did better on the validation images."""
         self.look()
         self._lap("step_seconds")
+        self.known = Known()
         read = self._read_train()
         if len(self.material.val):
             p, last = self.progress, self.progress.step == self.config.optim.steps
@@ -187,6 +191,7 @@ class Job:
                     self.material,
                     "val",  # the official scores of the best and the last weights are reported
                     scored=lambda px: last or _score(px) < p.best_score,
+                    known=self.known,
                 )
             )
             if (score := _score(held_out)) < p.best_score:
@@ -207,7 +212,7 @@ class Job:
         cheap = renamed(p.evaluated, "train", "final") | renamed(p.evaluated, "attention", "final")
         if not enough(cheap, whole=False):
             return False
-        found = final_readings(self.model, self.material, self.y_weight.at(p.step))
+        found = final_readings(self.model, self.material, self.y_weight.at(p.step), self.known)
         self._lap("evaluation_seconds")
         return enough(self._qualified(found), whole=True)
 
@@ -235,10 +240,11 @@ class Job:
         self._lap()
         early = steps < self.config.optim.steps
         if early and len(self.material.val):  # of the last weights the official scores are reported
-            p.evaluated |= held_out_readings(self.model, self.material, "val")
+            p.evaluated |= held_out_readings(self.model, self.material, "val", known=self.known)
         if event := self.y_weight.unfinished(steps):
             self.log(steps, {"train/y_stage": float(self.y_weight.stage)}, event=event)
-        found = final_readings(self.model, self.material, self.y_weight.at(steps)) | self._trend()
+        found = final_readings(self.model, self.material, self.y_weight.at(steps), self.known)
+        found |= self._trend()
         found |= renamed(p.evaluated, "val", "val") | renamed(p.best_readings, "val", "best")
         if len(self.material.test):
             with other_weights(self.model, p.best_weights):
@@ -249,7 +255,7 @@ class Job:
         if p.best_step:
             found["best/step"] = float(p.best_step)
         if self.config.runtime.pictures:
-            save_pictures(self.model, self.material, self.workdir / "pictures")
+            save_pictures(self.model, self.material, self.workdir / "pictures", self.known)
         start = self._mark
         self._lap()
         found |= {
@@ -279,7 +285,9 @@ class Job:
 
     def _read_train(self) -> dict[str, float]:
         m = self.material
-        return readings(self.model, m.bank, m.shown, "train", donors=None, full=False)
+        return readings(
+            self.model, m.bank, m.shown, "train", donors=None, full=False, known=self.known
+        )
 
     def _trend(self) -> dict[str, float]:
         """Say how the loss went, of whole passes over the images: they are not equally hard."""

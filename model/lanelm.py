@@ -164,9 +164,23 @@ class LaneLM(nn.Module):
         lane_ids: Int[Tensor, "*B L"] | None = None,
     ) -> list[Float[Tensor, "B heads L T N"]]:
         """Give each block's cross-attention weights, differentiable; a pass of its own."""
+        return self.look(memory, ids_in, y_in, lane_ids)[2]
+
+    def look(
+        self,
+        memory: Memory,
+        ids_in: Int[Tensor, "B L T"],
+        y_in: Int[Tensor, "B L T"],
+        lane_ids: Int[Tensor, "*B L"] | None = None,
+    ) -> tuple[
+        Float[Tensor, "B L T V"],
+        Float[Tensor, "B L T rows"],
+        list[Float[Tensor, "B heads L T N"]],
+    ]:
+        """Give what `forward` gives, and each block's cross-attention weights beside it."""
         weights: list[Tensor] = []
-        self._decode(memory, ids_in, y_in, lane_ids, weights=weights)
-        return weights
+        h = self._decode(memory, ids_in, y_in, lane_ids, weights=weights)
+        return self.head_x(h), self.head_y(h), weights
 
     def shift(self, ids: Int[Tensor, "B L T"]) -> tuple[Int[Tensor, "B L T"], Int[Tensor, "B L T"]]:
         """Give what the steps read when `ids` are written: the x and the y of the step before."""

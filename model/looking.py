@@ -9,8 +9,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from model.eval_split import EvalSplit
-from model.lanelm import LaneLM
-from model.passes import Bank, evaluating, images, plain_steps
+from model.guessing import can_guess, prove, written
+from model.lanelm import LaneLM, Memory
+from model.passes import Bank, Known, evaluating, images, plain_steps
+from model.positions import STRIDES
+from model.targets import Targets
 
 
 def uniformity(
@@ -25,47 +28,78 @@ def uniformity(
     return entropy / log_n, entropy.exp()
 
 
-def attention_readings(model: LaneLM, bank: Bank, split: EvalSplit) -> dict[str, float]:
-    """Read the cross-attention under teacher forcing, image by image.
+def looking_readings(
+    model: LaneLM, bank: Bank, split: EvalSplit, known: Known | None = None
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Read the cross-attention and the visual tokens under teacher forcing, image by image.
 
-    `uniformity` and `effective_tokens` are means over images, blocks, heads and queries, taken
-    after the entropy of each. Queries are the rows with a point and the first end of each lane,
-    where the loss teaches what to look at. With pooling they are over the original tokens, decoder
-    weights times pool weights, and `uniformity_slots` is over the pooled ones.
+    Of attention: `uniformity` and `effective_tokens` are means over images, blocks, heads and
+    queries, taken after the entropy of each. Queries are the rows with a point and the first end of
+    each lane, where the loss teaches what to look at. With pooling they are over the original
+    tokens, decoder weights times pool weights, and `uniformity_slots` is over the pooled ones.
     `uniformity_block<i>` are the blocks' own.
+
+    Of the tokens: their `mean` and `std`, and those of the frozen features they are made of.
+
+    Args:
+        model: in any mode.
+        bank: the images' features.
+        split: the images.
+        known: receives the lanes that the same passes prove to be what the model would write.
     """
-    means = _Means()
+    looks, tokens = _Means(), _Means()
     with evaluating(model):
-        for memory, targets in images(model, bank, split, 1):
-            queries = plain_steps(targets)[0]  # (L, T)
-            for i, weights in enumerate(model.attention(memory, *model.shift(targets.ids))):
-                p = weights[:, :, queries].float()  # (1, heads, queries, N)
-                if memory.pool_weights is not None:
-                    means.add("uniformity_slots", uniformity(p, p.shape[-1])[0])
-                    p = memory.over_cells(p)
-                even, tokens = uniformity(p, p.shape[-1])  # whole images: no key is masked
-                means.add("uniformity", even)
-                means.add("effective_tokens", tokens)
-                means.add(f"uniformity_block{i}", even)
-    return means.all()
+        for row, (memory, targets) in zip(
+            split.indices, images(model, bank, split, 1), strict=True
+        ):
+            logits_x, logits_y, weights = model.look(memory, *model.shift(targets.ids))
+            _read_attention(looks, memory, targets, weights)
+            tokens.add("mean", memory.tokens)
+            tokens.add("square", memory.tokens.double().square())
+            if known is not None and row not in known.lanes and can_guess(model):
+                ids, proved = written(model, logits_x, logits_y), torch.ones(1).bool()
+                if not torch.equal(ids, targets.ids):
+                    ids, proved = prove(model, memory, ids)
+                if bool(proved):
+                    known.keep([row], ids, model.tokenizer)
+    return looks.all(), _spread(tokens.all()) | _feature_readings(model, bank, split)
 
 
-def visual_readings(model: LaneLM, bank: Bank, split: EvalSplit) -> dict[str, float]:
-    """Read mean and std of the visual tokens, and of the frozen features they are made of."""
-    means = _Means()
-    with evaluating(model):
-        for i in split.indices:
-            for level in bank.batch([i], model.levels):
-                means.add("feature_mean", level)
-                means.add("feature_square", level.double().square())
-        for memory, _ in images(model, bank, split, 1):
-            means.add("mean", memory.tokens)
-            means.add("square", memory.tokens.double().square())
-    read = means.all()
-    for name in ("", "feature_"):
-        if f"{name}mean" in read:
-            variance = read.pop(f"{name}square") - read[f"{name}mean"] ** 2
-            read[f"{name}std"] = max(variance, 0.0) ** 0.5
+def _read_attention(looks: _Means, memory: Memory, targets: Targets, weights: list[Tensor]) -> None:
+    """Add what one image's attention says, block by block."""
+    queries = plain_steps(targets)[0]  # (L, T)
+    for i, of_block in enumerate(weights):
+        p = of_block[:, :, queries].float()  # (1, heads, queries, N)
+        if memory.pool_weights is not None:
+            looks.add("uniformity_slots", uniformity(p, p.shape[-1])[0])
+            p = memory.over_cells(p)
+        even, tokens = uniformity(p, p.shape[-1])  # whole images: no key is masked
+        looks.add("uniformity", even)
+        looks.add("effective_tokens", tokens)
+        looks.add(f"uniformity_block{i}", even)
+
+
+def _feature_readings(model: LaneLM, bank: Bank, split: EvalSplit) -> dict[str, float]:
+    """Read the frozen features' mean and std from the moments of each channel."""
+    if not len(split):
+        return {}
+    data, statistics = model.config.data, bank.statistics(split.indices)
+    total = mean = square = 0.0
+    for level in model.levels:
+        means, stds = (moment.double() for moment in statistics[level])
+        cells = data.height // STRIDES[level] * (data.width // STRIDES[level])
+        total += cells * len(means)
+        mean += cells * float(means.sum())
+        square += cells * float((means.square() + stds.square()).sum())
+    read = _spread({"mean": mean / total, "square": square / total})
+    return {f"feature_{name}": value for name, value in read.items()}
+
+
+def _spread(read: dict[str, float]) -> dict[str, float]:
+    """Turn a mean square into a standard deviation."""
+    if "square" in read:
+        variance = read.pop("square") - read["mean"] ** 2
+        read["std"] = max(variance, 0.0) ** 0.5
     return read
 
 

@@ -60,6 +60,16 @@ def load_material(config: TrainConfig, cache: Path) -> Material:
     )
 
 
+def pixels(ref: SceneRef, data: DataConfig) -> np.ndarray:
+    """Load a scene's pixels, to draw on a copy; the next job of this process draws on them too."""
+    return _pixels(ref, data, ref.digest())  # pyright: ignore - frozen, so it hashes
+
+
+@lru_cache(maxsize=8)
+def _pixels(ref: SceneRef, data: DataConfig, digest: str) -> np.ndarray:
+    return ref.load(data).image
+
+
 @lru_cache(maxsize=10_000)
 def _labels(ref: SceneRef, data: DataConfig, digest: str) -> Scene:
     """Load a scene without its pixels; the next job of this process reads the same ones."""

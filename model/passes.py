@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -17,14 +17,14 @@ from torch import Tensor
 
 from model.batches import to_device
 from model.eval_split import EvalSplit
-from model.lanelm import LaneLM, Memory
+from model.lanelm import LaneLM, Memory, visual_tokens
 from model.loss import compute_loss, step_weights
 from model.metrics import Lanes, cross_entropy
 from model.targets import Targets
 from model.tokenizer import Tokenizer
 
-IMAGES = 4
-"""Images per pass: bounds memory, changes no reading beyond float rounding."""
+COMPARED = 4
+"""Images whose decoding is compared with teacher forcing, step by step."""
 
 
 @runtime_checkable
@@ -57,7 +57,12 @@ class Forced:
     lanes: Lanes
     """x px of the most likely token"""
     objective: float
-    """(1 - w) x + w y, as weighted and softened in training"""
+    """(1 - w) x + w y, as weighted and softened in training; of all n together"""
+
+    def of(self, places: Sequence[int]) -> Forced:
+        """Take some images."""
+        at = list(places)
+        return Forced(self.nll[at], self.nll_y[at], self.lanes[at], self.objective)
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,23 @@ class Decoded:
     gap: tuple[float, float] | None
     """Largest difference of decoding's x logits from teacher forcing's, of all steps on the prefix
     it wrote and of the first step on that of the labels; None if not asked for."""
+
+
+@dataclass
+class Known:
+    """What one state of the weights wrote so far, so that it is not asked to write it again."""
+
+    lanes: dict[int, Float[np.ndarray, "L T"]] = field(default_factory=dict)
+    """x px, by row of the feature bank"""
+
+    def keep(self, rows: Sequence[int], ids: Int[Tensor, "n L T"], tokenizer: Tokenizer) -> None:
+        """Remember what was decoded of some images."""
+        self.lanes |= zip(rows, _px(tokenizer.decode(ids)), strict=True)
+
+
+def at_once(model: LaneLM) -> int:
+    """Images per pass: bounds memory, changes no reading beyond float rounding."""
+    return max(4, min(16, 8192 // visual_tokens(model.config)))
 
 
 @contextmanager
@@ -84,10 +106,15 @@ def evaluating(model: LaneLM) -> Iterator[None]:
 
 
 def images(
-    model: LaneLM, bank: Bank, split: EvalSplit, size: int = IMAGES, change: Change | None = None
+    model: LaneLM,
+    bank: Bank,
+    split: EvalSplit,
+    size: int | None = None,
+    change: Change | None = None,
 ) -> Iterator[tuple[Memory, Targets]]:
-    """Yield what the model sees of `size` images at a time, and their targets, on its device."""
+    """Yield what the model sees of some images at a time, and their targets, on its device."""
     device = next(model.parameters()).device
+    size = size or at_once(model)
     for start in range(0, len(split), size):
         places = range(start, min(start + size, len(split)))
         features = bank.batch([split.indices[i] for i in places], model.levels)
@@ -100,17 +127,32 @@ def images(
         yield memory, to_device(split.targets.select(places), device)
 
 
-def decode(model: LaneLM, bank: Bank, split: EvalSplit, *, gap: bool = False) -> Decoded:
-    """Let the model write the lanes of a split that is not empty; `gap` is of its first images."""
-    lanes: list[np.ndarray] = []
+def decode(
+    model: LaneLM, bank: Bank, split: EvalSplit, *, gap: bool = False, known: Known | None = None
+) -> Decoded:
+    """Let the model write the lanes of a split that is not empty.
+
+    Args:
+        model: in any mode.
+        bank: the images' features.
+        split: the images.
+        gap: compare with teacher forcing, on the first `COMPARED` images.
+        known: what these weights wrote before; what they write now is added.
+    """
+    known = Known() if known is None else known
     found: tuple[float, float] | None = None
     with evaluating(model):
-        for memory, targets in images(model, bank, split):
+        if gap:
+            first = split.first(COMPARED)
+            memory, targets = next(images(model, bank, first, COMPARED))
             ids, logits = model.generate(memory, return_logits=True)
-            if gap and not lanes:
-                found = _gap(model, memory, targets, ids, logits)
-            lanes.append(_px(model.tokenizer.decode(ids)))
-    return Decoded(np.concatenate(lanes), found)
+            found = _gap(model, memory, targets, ids, logits)
+            known.keep(first.indices, ids, model.tokenizer)
+        rest = split.select([i for i, row in enumerate(split.indices) if row not in known.lanes])
+        rows = iter(rest.indices)
+        for memory, targets in images(model, bank, rest):
+            known.keep([next(rows) for _ in targets.ids], model.generate(memory), model.tokenizer)
+    return Decoded(np.stack([known.lanes[row] for row in split.indices]), found)
 
 
 def force(

@@ -12,16 +12,22 @@ from model.eval_split import EvalSplit, polylines
 from model.lanelm import LaneLM
 from model.looking import uniformity
 from model.metrics import px_readings
-from model.passes import Bank, decode, evaluating, images
+from model.passes import Bank, Known, decode, evaluating, images
 from model.tokenizer import row_positions
 
 _SHEET = 1600  # px; breadth of a sheet of attention maps
 
 
-def overlays(model: LaneLM, bank: Bank, split: EvalSplit, pictures: Sequence[Image]) -> list[Image]:
+def overlays(
+    model: LaneLM,
+    bank: Bank,
+    split: EvalSplit,
+    pictures: Sequence[Image],
+    known: Known | None = None,
+) -> list[Image]:
     """Draw decoded lanes, free-running and unsmoothed, over the images of `split` in its order."""
     drawn = []
-    lanes = decode(model, bank, split).lanes
+    lanes = decode(model, bank, split, known=known).lanes
     for own, labels, picture in zip(lanes, split.truth, pictures, strict=True):
         read = px_readings(own[None], labels[None])
         caption = f"{read['px_error']:.1f} px off" if "px_error" in read else "no lane met"

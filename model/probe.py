@@ -8,9 +8,9 @@ import numpy as np
 
 from model.eval_split import EvalScene, EvalSplit, official_readings
 from model.lanelm import LaneLM
-from model.looking import attention_readings, uniformity, visual_readings
+from model.looking import looking_readings, uniformity
 from model.metrics import Lanes, collapse, first_points, loss_per_px, px_readings, zigzag
-from model.passes import Bank, decode, force, plain_steps
+from model.passes import Bank, Forced, Known, decode, force, plain_steps
 from model.processing import process, processes
 from model.sight import sight_readings
 from model.targets import Targets
@@ -19,12 +19,11 @@ from model.tokenizer import Tokenizer
 __all__ = [
     "EvalScene",
     "EvalSplit",
-    "attention_readings",
+    "looking_readings",
     "readings",
     "sight_readings",
     "tokenizer_floor",
     "uniformity",
-    "visual_readings",
 ]
 
 _BOUND_SLACK = 1e-3  # px; float32 rounding
@@ -47,6 +46,7 @@ def readings(
     full: bool,
     y_weight: float | None = None,
     scored: Callable[[Mapping[str, float]], bool] = always,
+    known: Known | None = None,
 ) -> Readings:
     """Read a model on some images; the model keeps its mode, and no random stream is touched.
 
@@ -68,12 +68,18 @@ def readings(
         y_weight: of the objective; None: the config's last one.
         scored: told how the lanes lie in px, under their full names; whether the data sets' own
             rules, which cost more than decoding, are worth applying.
+        known: what these weights wrote before; what they write now is added.
     """
     if not len(split):
         return {}
     training = prefix in ("train", "final")
+    known = Known() if known is None else known
     few = split.first(model.config.evaluation.train_images)
-    decoded = decode(model, bank, split, gap=full)
+    looks: Readings = {}
+    tokens: Readings = {}
+    if training or full:
+        looks, tokens = looking_readings(model, bank, few, known)
+    decoded = decode(model, bank, split, gap=full, known=known)
     own = px_readings(decoded.lanes, split.truth)
     score = not training and scored({f"{prefix}/{name}": value for name, value in own.items()})
     own |= lane_readings(decoded.lanes, split, model, score=score, shape=full)
@@ -83,17 +89,17 @@ def readings(
         read |= lane_readings(lanes, split, model, score=score, shape=full)
         own |= {f"{name}_processed": value for name, value in read.items()}
     named: Readings = {}
-    looks = attention_readings(model, bank, few) if training or full else {}
     if training:
         short = ("uniformity", "effective_tokens")
         named |= {f"attention/{name}": looks[name] for name in short if name in looks}
-        named |= {f"visual/{k}": value for k, value in visual_readings(model, bank, few).items()}
+        named |= {f"visual/{name}": value for name, value in tokens.items()}
     if full:
         own |= looks
         if decoded.gap is not None:
             own |= dict(zip(("step_logit_gap", "step_logit_gap_first"), decoded.gap, strict=True))
-        own |= loss_readings(model, bank, split, y_weight)
-        own |= sight_readings(model, bank, few, donors)
+        forced = force(model, bank, split, y_weight=y_weight)
+        own |= loss_readings(forced, split, model.tokenizer)
+        own |= sight_readings(model, bank, few, donors, forced, known)
         if "px_error" in own and "px_error_teacher_forced" in own:
             own["exposure_gap"] = own["px_error"] - own["px_error_teacher_forced"]
     return named | {f"{prefix}/{name}": value for name, value in own.items()}
@@ -137,9 +143,7 @@ def shape_readings(decoded: Lanes, split: EvalSplit, tokenizer: Tokenizer) -> Re
     return zigzag(decoded, reference, tokenizer.bin_width) | collapse(decoded, split.truth)
 
 
-def loss_readings(
-    model: LaneLM, bank: Bank, split: EvalSplit, y_weight: float | None = None
-) -> Readings:
+def loss_readings(forced: Forced, split: EvalSplit, tokenizer: Tokenizer) -> Readings:
     """Read what teacher forcing says, nats unless named px.
 
     `loss` is the x cross-entropy over points and the first end of each lane, `loss_y` that of y
@@ -147,7 +151,7 @@ def loss_readings(
     width); `loss_first_token` over each lane's first point. `px_error_teacher_forced` is of the
     most likely token after the true prefix, on rows where both have a point.
     """
-    forced, targets = force(model, bank, split, y_weight=y_weight), split.targets
+    targets = split.targets
     steps, first = plain_steps(targets), first_points(targets.point)
     read = {"objective": forced.objective}
     if steps.any():
@@ -155,7 +159,7 @@ def loss_readings(
         read["loss_y"] = float(forced.nll_y[steps].mean())
     if targets.point.any():
         read["loss_points"] = float(forced.nll[targets.point].mean())
-        read["loss_per_px"] = loss_per_px(read["loss_points"], model.tokenizer.bin_width)
+        read["loss_per_px"] = loss_per_px(read["loss_points"], tokenizer.bin_width)
         read["loss_first_token"] = float(forced.nll[first].mean())
     error = np.abs(forced.lanes - split.truth)
     if np.isfinite(error).any():

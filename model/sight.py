@@ -12,7 +12,7 @@ from model.eval_split import EvalSplit
 from model.init import stream
 from model.lanelm import LaneLM
 from model.metrics import first_points, movement, px_readings
-from model.passes import Bank, Forced, decode, force, plain_steps
+from model.passes import Bank, Forced, Known, decode, force, plain_steps
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,12 @@ def shuffle(feature: Float[Tensor, "C h w"], level: int, place: int) -> Float[Te
 
 
 def sight_readings(
-    model: LaneLM, bank: Bank, split: EvalSplit, donors: EvalSplit | None = None
+    model: LaneLM,
+    bank: Bank,
+    split: EvalSplit,
+    donors: EvalSplit | None = None,
+    seen: Forced | None = None,
+    known: Known | None = None,
 ) -> dict[str, float]:
     """Read what changes when the image does.
 
@@ -52,11 +57,20 @@ def sight_readings(
     - `blank_loss`: its rise when every feature is its channel's mean over the split.
     - `shuffle_loss`: its rise when features change places within their level, while the position
       codes stay.
+
+    Args:
+        model: in any mode.
+        bank: features of the split and the donors.
+        split: the images.
+        donors: other images.
+        seen: what the model says of these images, and perhaps more after them; None: it is asked.
+        known: what these weights wrote before; what they write now is added.
     """
     statistics = bank.statistics(split.indices)
     blank = Blank([statistics[level][0] for level in model.levels])
     plain, first = plain_steps(split.targets), first_points(split.targets.point)
-    seen = force(model, bank, split)
+    known = Known() if known is None else known
+    seen = (force(model, bank, split) if seen is None else seen).of(range(len(split)))
     read = _rise("blank_loss", seen, force(model, bank, split, change=blank), plain)
     read |= _rise("shuffle_loss", seen, force(model, bank, split, change=shuffle), plain)
 
@@ -66,11 +80,11 @@ def sight_readings(
     targets = split.targets.select(places)
     swapped = EvalSplit(others.indices, targets, ())  # these lanes over those images
     over = force(model, bank, swapped)
-    seen = Forced(seen.nll[places], seen.nll_y[places], seen.lanes[places], seen.objective)
+    seen = seen.of(places)
     read |= _rise("swap_loss", seen, over, plain[places])
     read |= _rise("swap_loss_first_token", seen, over, first[places])
-    own = decode(model, bank, split).lanes[places]
-    written = decode(model, bank, swapped).lanes
+    own = decode(model, bank, split, known=known).lanes[places]
+    written = decode(model, bank, swapped, known=known).lanes
     moved = movement(own, written)
     apart = movement(targets.x.double().numpy(), others.targets.x.double().numpy())
     follows = px_readings(written, others.truth)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from model.init import stream
 from model.lanelm import LaneLM, Memory
-from model.probe import attention_readings, uniformity, visual_readings
+from model.probe import looking_readings, uniformity
 from tests.model.small import CHANNELS, MemoryBank, config_with, split_of
 
 
@@ -61,9 +61,9 @@ class Looks(LaneLM):
             memory, selected=replace(memory.selected, values=values, weights=lambda: pool)
         )
 
-    def attention(
+    def look(
         self, memory: Memory, ids_in: Tensor, y_in: Tensor, lane_ids: Tensor | None = None
-    ) -> list[Tensor]:
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
         N = memory.tokens.shape[1]
         shape = (*ids_in.shape[:1], 2, *ids_in.shape[1:], N)  # (1, heads, L, T, N)
         one = torch.zeros(shape)
@@ -71,7 +71,7 @@ class Looks(LaneLM):
         even = torch.full(shape, 1 / N)
         if self.elsewhere is not None:
             one = torch.where(self.elsewhere[:, None, ..., None], one, even)
-        return [one, even]
+        return *self(memory, ids_in, y_in), [one, even]
 
 
 def test_attention_is_averaged_over_blocks_heads_and_taught_queries(
@@ -79,14 +79,14 @@ def test_attention_is_averaged_over_blocks_heads_and_taught_queries(
 ) -> None:
     config = config_with()
     model, split = Looks(config, CHANNELS), split_of(config, [0, 3])
-    read = attention_readings(model, memory_bank, split)
+    read, _ = looking_readings(model, memory_bank, split)
     assert read["uniformity_block0"] == pytest.approx(0, abs=1e-6)
     assert read["uniformity_block1"] == pytest.approx(1)
     assert read["uniformity"] == pytest.approx(0.5)
     assert read["effective_tokens"] == pytest.approx((1 + 24) / 2, rel=1e-4)
     assert "uniformity_slots" not in read
     model.elsewhere = split.targets.point[:1] | split.targets.first_end[:1]
-    one_image = attention_readings(model, memory_bank, split.first(1))
+    one_image, _ = looking_readings(model, memory_bank, split.first(1))
     assert one_image["uniformity_block0"] == pytest.approx(0, abs=1e-6)  # no other row counts
 
 
@@ -94,18 +94,18 @@ def test_pooled_attention_is_read_over_the_original_tokens(memory_bank: MemoryBa
     config = config_with()
     model, split = Looks(config, CHANNELS), split_of(config, [0])
     model.pool = torch.full((1, 8, 24), 1 / 24)  # 8 slots, each the mean of all 24 tokens
-    read = attention_readings(model, memory_bank, split)
+    read, _ = looking_readings(model, memory_bank, split)
     assert read["uniformity"] == pytest.approx(1)  # even the block that looks at one slot
     assert read["uniformity_slots"] == pytest.approx(0.5)
     assert read["effective_tokens"] == pytest.approx(24, rel=1e-4)
     model.pool = torch.eye(24)[None, :8]  # each slot is one token
-    read = attention_readings(model, memory_bank, split)
+    read, _ = looking_readings(model, memory_bank, split)
     assert read["uniformity"] == pytest.approx(0.5 * math.log(8) / math.log(24))
 
 
 def test_an_untrained_model_looks_evenly(memory_bank: MemoryBank) -> None:
     config = config_with()
-    read = attention_readings(LaneLM(config, CHANNELS), memory_bank, split_of(config, [0, 1]))
+    read, _ = looking_readings(LaneLM(config, CHANNELS), memory_bank, split_of(config, [0, 1]))
     assert 0.9 < read["uniformity"] <= 1
     assert 12 < read["effective_tokens"] <= 24
 
@@ -114,7 +114,7 @@ def test_visual_readings(memory_bank: MemoryBank) -> None:
     config = config_with()
     model = LaneLM(config, CHANNELS)
     split = split_of(config, [1, 3])
-    read = visual_readings(model, memory_bank, split)
+    _, read = looking_readings(model, memory_bank, split)
     features = memory_bank.levels[2][[1, 3]]
     assert read["feature_mean"] == pytest.approx(float(features.mean()), abs=1e-5)
     assert read["feature_std"] == pytest.approx(float(features.std(correction=0)), rel=1e-5)
