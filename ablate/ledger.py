@@ -72,8 +72,15 @@ class Ledger:
         text = json.dumps(job.settings, indent=1, sort_keys=True) + "\n"
         path = folder / "config.json"
         if not path.exists() or path.read_bytes() != text.encode():
-            write_atomic(path, text)
+            write_atomic(path, text, flush=False)  # every run makes those again that were lost
         return folder
+
+    def mend(self, job: Job) -> None:
+        """Make an ended job's config.json again, if a power cut took it or left it empty."""
+        path = self.folder(job.id) / "config.json"
+        if not path.exists() or path.stat().st_size == 0:
+            with suppress(OSError):
+                self.create(job)
 
     def settings(self, job_id: str) -> dict[str, Any]:
         """What config.json holds.
@@ -177,18 +184,20 @@ class Ledger:
             self.warnings.append(line)
 
 
-def write_atomic(path: Path, text: str) -> None:
+def write_atomic(path: Path, text: str, *, flush: bool = True) -> None:
     """Write so that `path` holds the old content or the new, whole, even after a power cut.
 
     A temporary neighbour is written and flushed to disk, renamed over `path`, and the folder
-    flushed. On an error (disk full) `path` is as before and the OSError goes on.
+    flushed. On an error (disk full) `path` is as before and the OSError goes on. Without `flush`
+    a kill still leaves the old or the new; a power cut may leave neither.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         try:
             _write_all(descriptor, text.encode())
-            os.fsync(descriptor)
+            if flush:
+                os.fsync(descriptor)
         finally:
             os.close(descriptor)
         temporary.replace(path)
@@ -196,7 +205,8 @@ def write_atomic(path: Path, text: str) -> None:
         with suppress(OSError):
             temporary.unlink()
         raise
-    _sync(path.parent)
+    if flush:
+        _sync(path.parent)
 
 
 def append_line(path: Path, line: str) -> None:

@@ -151,6 +151,8 @@ class _Coordinator:
         for line in self.ledger.warnings:
             self.display.say(line, "yellow")
         self._keep_study()
+        for job_id in ended:
+            self.ledger.mend(self.jobs[job_id])
         self.display.say(self._opening(ended, todo))
         self.waiting = deque(_Followed(job) for job in todo)
         workers = min(self.options.workers or available_cores(), max(len(todo), 1))

@@ -155,6 +155,20 @@ def test_torn_lines_and_a_damaged_result_are_survived(tmp_path: Path) -> None:
     assert numbers(tmp_path, plan.jobs) == before
 
 
+@pytest.mark.parametrize("lost", ["gone", "empty"])
+def test_a_config_that_a_power_cut_took_is_made_again(tmp_path: Path, lost: str) -> None:
+    """It is not flushed by itself; the result of its job is."""
+    plan = toy_plan(2)
+    run_toys(tmp_path, plan)
+    path = Ledger(tmp_path).folder(plan.jobs[0].id) / "config.json"
+    before = path.read_text()
+    path.write_text("")
+    if lost == "gone":
+        path.unlink()
+    assert run_toys(tmp_path, plan).trained == ()
+    assert path.read_text() == before
+
+
 def test_rerun_trains_what_other_code_made(tmp_path: Path) -> None:
     plan = toy_plan(2)
     run_toys(tmp_path, plan)
