@@ -36,8 +36,13 @@ def lay_out(root: Path, pictures: Sequence[Picture], files: Sequence[Path], time
         (root / "images").mkdir(exist_ok=True)
     for picture in gallery(pictures):
         name = picture_name(picture, time)
+        small = root / "images" / f"{name}+compressed.webp"
+        if picture.path.suffix == ".webp":  # the other suffix that the UI knows
+            _link(picture.path, root / "images" / f"{name}.webp")
+            _link(picture.path, small)  # small as it is
+            continue
         _link(picture.path, root / "images" / f"{name}.png")
-        _shrink(picture.path, root / "images" / f"{name}+compressed.webp")
+        _shrink(picture.path, small)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -58,6 +58,8 @@ class Progress:
     """of which in optimiser steps"""
     evaluation_seconds: float = 0.0
     """of which in evaluations before the last"""
+    picture_seconds: float = 0.0
+    """of which in pictures during training"""
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:

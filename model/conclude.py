@@ -1,4 +1,4 @@
-"""What stands at the end of a run, or of any trained weights: every reading, and pictures."""
+"""What stands at the end of a run, or of any trained weights: every reading."""
 
 from __future__ import annotations
 
@@ -9,23 +9,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
-import cv2
 import torch
 from torch import Tensor
 
 from model.checkpoint import weights_of
-from model.draw import Image
 from model.lanelm import LaneLM
-from model.material import Material, pixels
+from model.material import Material
 from model.passes import Known
-from model.pictures import attention_sheet, overlays
 from model.probe import always, readings, tokenizer_floor
-
-PNG = (cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE)
-"""Two thirds of the time of the usual level 3, and smaller files of pictures like these."""
-
-PICTURED = 2
-"""Images of a split that are drawn."""
 
 
 def final_readings(
@@ -98,35 +89,6 @@ def other_weights(model: LaneLM, weights: Mapping[str, Tensor] | None) -> Iterat
         yield
     finally:
         model.load_state_dict(own)
-
-
-def save_pictures(
-    model: LaneLM, material: Material, folder: Path, known: Known | None = None
-) -> None:
-    """Draw decoded lanes over some training and validation images, and where the decoder looks."""
-    folder.mkdir(exist_ok=True)
-    bank, splits, data = material.bank, material.splits, model.config.data
-    for name, split, refs in (
-        ("train", material.shown.first(PICTURED), splits.train),
-        ("val", material.val.first(PICTURED), splits.val),
-    ):
-        if not len(split):
-            continue
-        images = [pixels(ref, data) for ref in refs[: len(split)]]
-        for i, drawn in enumerate(overlays(model, bank, split, images, known)):
-            _write(folder / f"{name}_{i}.png", drawn)
-        if name == "train":
-            sheet = attention_sheet(model, bank, split, 0, images[0])
-            if sheet is not None:
-                _write(folder / "attention.png", sheet)
-
-
-def _write(path: Path, image: Image) -> None:
-    """Write a picture whole or not at all."""
-    _, encoded = cv2.imencode(".png", image, PNG)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(encoded.tobytes())
-    temporary.replace(path)
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -377,6 +377,11 @@ class RuntimeConfig(Part):
     log_every: Count = outside_identity(10, description="steps between logged training metrics")
     checkpoint_every: Count = outside_identity(100, description="steps between checkpoints")
     pictures: bool = outside_identity(True, description="draw overlays and attention maps")
+    pictures_during: Annotated[int, Field(ge=0)] = outside_identity(
+        4,
+        description="how often they are drawn before the last step, too: untrained, then at "
+        "evaluations spread evenly; 0: never",
+    )
 
 
 class TrainConfig(Part):

@@ -62,7 +62,7 @@ def draw_attention(
         caption: a line of text.
     """
     height, width = image.shape[:2]
-    share = weights / max(float(weights.mean()), 1e-12)
+    share = (weights / max(float(weights.mean()), 1e-12)).astype(np.float32)
     heat = np.log1p(np.minimum(share, _MOST)) / np.log1p(_MOST)  # 0 .. 1
     heat = cv2.resize(heat, (width, height), interpolation=cv2.INTER_NEAREST)
     colour = cv2.applyColorMap((255 * heat).astype(np.uint8), cv2.COLORMAP_INFERNO)

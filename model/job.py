@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from model.album import Album
 from model.backbone import CheckpointError
 from model.batches import Batches
 from model.checkpoint import Progress, resume, save_checkpoint, weights_of
@@ -21,7 +22,6 @@ from model.conclude import (
     peak_memory_mb,
     renamed,
     reset_peak_memory,
-    save_pictures,
 )
 from model.config import TrainConfig
 from model.exposure import Exposure, Prefix
@@ -60,6 +60,7 @@ class Job:
         self._build()
         if (workdir / CHECKPOINT).exists():
             self._resume()
+        self.album = Album(config, self.material, workdir / "pictures")
         self.exposure = Exposure(config)
         self.batches = Batches(
             self.material.bank,
@@ -80,6 +81,8 @@ class Job:
             self.progress.evaluated = self._read_train()
             self.progress.start = self.progress.evaluated | floor
             log(0, self.progress.start)
+            self._lap()
+            self._draw()
         self._lap()
 
     def _build(self) -> None:
@@ -200,6 +203,7 @@ class Job:
         self.progress.evaluated = read
         self.log(self.progress.step, read)
         self._lap("evaluation_seconds")
+        self._draw()
 
     def is_enough(self, enough: Enough) -> bool:
         """Whether the run may end here: after an evaluation, by its readings, then by all of them.
@@ -255,13 +259,14 @@ class Job:
         if p.best_step:
             found["best/step"] = float(p.best_step)
         if self.config.runtime.pictures:
-            save_pictures(self.model, self.material, self.workdir / "pictures", self.known)
+            self.album.last(self.model, steps, self.known)
         start = self._mark
         self._lap()
         found |= {
             "cost/seconds": p.seconds,
             "cost/steps_per_second": steps / p.step_seconds,
             "cost/evaluation_seconds": p.evaluation_seconds,
+            "cost/picture_seconds": p.picture_seconds,
             "cost/final_seconds": self._mark - start,
             "cost/peak_memory_mb": peak_memory_mb(self.device),
         }
@@ -288,6 +293,11 @@ class Job:
         return readings(
             self.model, m.bank, m.shown, "train", donors=None, full=False, known=self.known
         )
+
+    def _draw(self) -> None:
+        """Draw what the last evaluation decoded, after a few of them."""
+        if self.album.during(self.model, self.progress.step, self.known):
+            self._lap("picture_seconds")
 
     def _trend(self) -> dict[str, float]:
         """Say how the loss went, of whole passes over the images: they are not equally hard."""

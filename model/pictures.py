@@ -6,7 +6,10 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
+import torch
+from jaxtyping import Float
 
+from model.config import TrainConfig
 from model.draw import Image, Sheet, draw_attention, draw_overlay, merge_levels, tile
 from model.eval_split import EvalSplit, polylines
 from model.lanelm import LaneLM
@@ -26,18 +29,25 @@ def overlays(
     known: Known | None = None,
 ) -> list[Image]:
     """Draw decoded lanes, free-running and unsmoothed, over the images of `split` in its order."""
-    drawn = []
     lanes = decode(model, bank, split, known=known).lanes
-    for own, labels, picture in zip(lanes, split.truth, pictures, strict=True):
-        read = px_readings(own[None], labels[None])
-        caption = f"{read['px_error']:.1f} px off" if "px_error" in read else "no lane met"
-        if "coverage" in read:
-            caption += f", {read['coverage']:.0%} of the points"
-        config = model.config
-        drawn.append(
-            draw_overlay(picture, polylines(labels, config), polylines(own, config), caption)
-        )
-    return drawn
+    return [
+        lanes_over(own, labels, picture, model.config)
+        for own, labels, picture in zip(lanes, split.truth, pictures, strict=True)
+    ]
+
+
+def lanes_over(
+    own: Float[np.ndarray, "L T"],
+    labels: Float[np.ndarray, "L T"],
+    picture: Image,
+    config: TrainConfig,
+) -> Image:
+    """Draw one image's decoded lanes over its labelled ones, both x px at the rows."""
+    read = px_readings(own[None], labels[None])
+    caption = f"{read['px_error']:.1f} px off" if "px_error" in read else "no lane met"
+    if "coverage" in read:
+        caption += f", {read['coverage']:.0%} of the points"
+    return draw_overlay(picture, polylines(labels, config), polylines(own, config), caption)
 
 
 def attention_sheet(
@@ -62,8 +72,10 @@ def attention_sheet(
     rows = []
     with evaluating(model):
         memory, targets = next(images(model, bank, one, 1))
-        for i, weights in enumerate(model.attention(memory, *model.shift(targets.ids))):
-            own = weights[:, :, lane, step].float()  # (1, heads, N)
+        ids, y_in = (read[:, [lane], : step + 1] for read in model.shift(targets.ids))
+        lane_ids = torch.tensor([lane], device=ids.device)
+        for i, weights in enumerate(model.attention(memory, ids, y_in, lane_ids)):
+            own = weights[:, :, 0, step].float()  # (1, heads, N)
             cells = memory.over_cells(own)
             even = uniformity(cells, cells.shape[-1])[0][0]
             levels = [level[0].cpu().double().numpy() for level in memory.maps(i, own)]

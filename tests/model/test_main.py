@@ -46,9 +46,13 @@ def test_a_job_leaves_its_config_events_result_and_pictures(trained: Path) -> No
     assert {line["step"] for line in lines} == set(range(9))
     assert lines[-1]["metrics"]["final/loss"] == result["metrics"]["final/loss"]
     pictures = {path.name: cv2.imread(str(path)) for path in (trained / "pictures").iterdir()}
-    assert {"train_0.png", "train_1.png", "val_0.png", "attention.png"} <= set(pictures)
-    assert pictures["train_0.png"] is not None
-    assert pictures["train_0.png"].shape == (64, 160, 3)
+    last = {f"{name}_step000008.webp" for name in ("train_0", "train_1", "val_0", "attention")}
+    during = {f"{n}_step{step:06d}.webp" for n in ("train_0", "attention") for step in (0, 4)}
+    during.add("val_0_step000004.webp")
+    assert set(pictures) == last | during
+    for name, picture in pictures.items():
+        assert picture is not None
+        assert "attention" in name or picture.shape == (64, 160, 3)
 
 
 def test_the_same_command_again_reads_the_same(trained: Path) -> None:
