@@ -315,7 +315,9 @@ def test_best_is_chosen_by_validation_px_not_by_training_loss(
     real, seen = job_module.held_out_readings, []
     px = iter([9.0, 3.0, 6.0, 7.0])
 
-    def scripted(model: Any, material: Any, prefix: Any, scored: Any) -> dict[str, float]:
+    def scripted(
+        model: Any, material: Any, prefix: Any, scored: Any, known: Any
+    ) -> dict[str, float]:
         seen.append({name: w.clone() for name, w in model.state_dict().items()})
         px_now = {"val/px_error": next(px), "val/coverage": 1.0}
         return real(model, material, prefix, lambda _: scored(px_now)) | px_now
