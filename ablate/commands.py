@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ablate.nouns import Result, StudyError
+from ablate.nouns import Result
 from ablate.request import (
     RUNS,
     Checkpoint,
@@ -82,8 +83,21 @@ def run(
     out: Out = RUNS,
     workers: Workers = None,
     engine: Annotated[
-        str, typer.Option(metavar="NAME", help="pool: processes; inline: for a debugger.")
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="pool: processes here; ray, slurm: a cluster; inline: for a debugger.",
+        ),
     ] = "pool",
+    resources: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--resource",
+            metavar="PATH=VALUE",
+            help="Over the study's resources: gpus=0.25, memory=4, slurm.partition=gpu; may be "
+            "given several times.",
+        ),
+    ] = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Run failed jobs again.")
     ] = False,
@@ -99,15 +113,15 @@ def run(
     Exit status: 0 all jobs ended (one that diverged ended: that is a finding); 1 some job failed
     or has no result; 2 the request was wrong; 130 stopped by Ctrl-C.
     """
-    from ablate.engines import ENGINES
+    from ablate.engines import engine_class
 
-    if engine not in ENGINES:
-        raise StudyError(f"--engine: given {engine!r}, must be one of {', '.join(ENGINES)}")
+    engine_class(engine)
     from ablate.display import make_display
     from ablate.run import RunOptions, run, warm_up
     from ablate.table import answer
 
     asked = request(study, data, checkpoint, seeds, sets, out)
+    asked.options = replace(asked.options, resources=tuple(resources or ()))
     asked.ledger.prepare()
     made: list[Ranking] = []
 

@@ -30,6 +30,22 @@ class Options:
     seeds: int | None = None
     sets: tuple[str, ...] = ()
     out: Path = Path("runs")
+    resources: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one job needs on a cluster; it changes no number, and one machine does not read it."""
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+    """A fraction: jobs that share a GPU."""
+    memory: float | None = None
+    """GiB."""
+    storage: Literal["shared", "local"] = "shared"
+    """local: OUT is not seen by the other machines; files travel through Ray."""
+    slurm: Mapping[str, Any] = field(default_factory=dict)
+    """What sbatch is told, and how the engine works (`ablate.resources.SLURM`)."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +155,7 @@ class Study:
     """Seconds per attempt of a job."""
     attempts: int = 2
     """Starts a job may have when its worker dies or another passing trouble ends it."""
+    resources: Resources = field(default_factory=Resources)
     source: str = ""
     """The study file, as errors name it."""
 

@@ -15,6 +15,7 @@ The keys of a study file:
     only       list of {factor: level or levels}: only such arms are kept
     timeout    seconds an attempt of a job may take
     attempts   starts a job may have
+    resources  what a job needs on a cluster (ablate.resources)
     name       the study's name; the file's by default
 """
 
@@ -30,6 +31,7 @@ from ablate import schema, strict_yaml
 from ablate.core import Core, CoreError, load_core
 from ablate.designs import axes_of
 from ablate.nouns import Factor, Options, Settings, Study, StudyError
+from ablate.resources import plain, read_resources
 from ablate.strict_yaml import Entry, suggestion
 
 KEYS = (
@@ -47,8 +49,9 @@ KEYS = (
     "only",
     "timeout",
     "attempts",
+    "resources",
 )
-RESERVED = ("jobs", "cache", "lock", "mlartifacts", "mlflow.db")
+RESERVED = ("jobs", "cache", "lock", "slurm", "mlartifacts", "mlflow.db")
 """What else lies in OUT."""
 
 Entries = dict[str, Entry]
@@ -106,6 +109,7 @@ def resolved(study: Study) -> str:
         "only": [{name: list(levels) for name, levels in match.items()} for match in study.only],
         "timeout": study.timeout,
         "attempts": study.attempts,
+        "resources": plain(study.resources) or None,
     }
     return strict_yaml.dump({key: v for key, v in value.items() if v not in (None, [])})
 
@@ -137,7 +141,7 @@ def _with_parents(path: Path, children: tuple[Path, ...]) -> Entries:
         raise extends.error(f"{name} builds on this study in turn; leave one extends out")
     under = _with_parents(parent, (*children, path.resolve()))
     under.pop("name", None)
-    for key in ("base", "factors", "criteria"):
+    for key in ("base", "factors", "criteria", "resources"):
         if key in entries and key in under and entries[key].is_mapping():
             entries[key] = dataclasses.replace(entries[key], under=under[key])
     return {**under, **entries}
@@ -177,6 +181,7 @@ def _study(path: Path, entries: Entries, options: Options) -> Study:
         core=core_name,
         timeout=schema.read_positive(entries.get("timeout"), float, None),
         attempts=schema.read_positive(entries.get("attempts"), int, 2),
+        resources=read_resources(entries.get("resources"), options.resources),
         source=str(path),
     )
 

@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING
 
 from ablate.core import Core, CoreError, load_core
 from ablate.display import Display
-from ablate.engines import Engine, Notice, Outcome, Task, available_cores, make_engine
+from ablate.engines import Engine, Notice, Outcome, Place, Task, engine_class, make_engine
 from ablate.ledger import Ledger, write_atomic
 from ablate.nouns import Job, Plan, Result, Study, StudyError
 from ablate.progress import Progress, effort
 from ablate.reader import resolved
 from ablate.scribe import Recorder, Scribe
 from ablate.stopping import StopFlag, stop_signals
-from ablate.worker import Worker, describe_code, describe_environment
+from ablate.worker import Worker, describe_code
 
 if TYPE_CHECKING:
     from ablate.rank import Ranking
@@ -47,7 +47,7 @@ class RunOptions:
     """How to run; nothing here changes what a job computes."""
 
     workers: int | None = None
-    """Jobs at once; None: one for each core."""
+    """Jobs at once; None: as many as the engine has room for."""
     engine: str = "pool"
     retry_failed: bool = False
     """Run failed jobs again, from their checkpoints where there are any."""
@@ -108,10 +108,9 @@ def run(
 
 def warm_up(study: Study, options: RunOptions) -> None:
     """Begin the slow imports of workers while the study is still being planned."""
-    if options.engine == "pool":
-        from ablate.engines.pool import warm_up
-
-        warm_up((*PRELOAD, *load_core(study.core).preload))
+    begin = getattr(engine_class(options.engine), "warm_up", None)
+    if begin is not None:
+        begin((*PRELOAD, *load_core(study.core).preload))
 
 
 @dataclass
@@ -155,12 +154,11 @@ class _Coordinator:
             self.ledger.mend(self.jobs[job_id])
         self.display.say(self._opening(ended, todo))
         self.waiting = deque(_Followed(job) for job in todo)
-        workers = min(self.options.workers or available_cores(), max(len(todo), 1))
-        self.progress = Progress(self.plan.jobs, self.study.criteria, workers)
+        self.progress = Progress(self.plan.jobs, self.study.criteria)
         self.progress.begin(ended, [job.id for job in todo])
         self.scribe = Scribe(self.make_recorder, self.display.say)
         if todo:
-            self._train(todo, workers)
+            self._train(todo)
         self.scribe.begin(self.plan)
         if self.conclude is not None and not self.stop.asked:
             self.scribe.tell("conclude", *self.conclude(self.progress.results))
@@ -201,23 +199,25 @@ class _Coordinator:
             return True
         return self.options.retry_failed and result.state == "failed"
 
-    def _train(self, todo: list[Job], workers: int) -> None:
+    def _train(self, todo: list[Job]) -> None:
         cache = self.ledger.out / "cache"
         self.worker = Worker(
             self.ledger.out,
             self.study.core,
             cache,
             self.code,
-            describe_environment(),
-            capture=self.options.engine != "inline",
+            capture=not engine_class(self.options.engine).in_process,
         )
         engine = make_engine(
             self.options.engine,
             self.worker,
-            workers,
+            self.options.workers,
             timeout=self.study.timeout,
             preload=(*PRELOAD, *self.core.preload),
             stop_asked=lambda: self.stop.asked,
+            place=Place(
+                self.ledger.out, cache, self.code["core"], self.study.resources, self.display.say
+            ),
         )
         try:
             self._prepare(todo, cache)
@@ -254,6 +254,7 @@ class _Coordinator:
                 self.display.say("Stopping: running jobs keep a checkpoint. Ctrl-C again: now.")
             self._submit(engine)
             notices = engine.wait(TICK)
+            self.progress.workers = max(min(engine.workers, len(self.plan.jobs)), 1)
             self.scribe.begin(self.plan)  # once the workers are at it
             for notice in notices:
                 self._hear(notice)
@@ -264,7 +265,7 @@ class _Coordinator:
 
     def _submit(self, engine: Engine) -> None:
         """Keep the engine's queue just long enough that no worker waits for the coordinator."""
-        while self.waiting and engine.pending() < 2 * engine.workers:
+        while self.waiting and engine.pending() < engine.depth:
             followed = self.waiting.popleft()
             job = followed.job
             try:

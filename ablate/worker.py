@@ -6,6 +6,7 @@ another attempt, it hands back to the coordinator as an `Outcome`.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.metadata
 import os
@@ -43,7 +44,8 @@ class Worker:
     core: str
     cache: Path
     code: Mapping[str, str]
-    environment: Mapping[str, Any]
+    environment: Mapping[str, Any] | None = None
+    """None: of the process that trains, wherever that is."""
     capture: bool = True
     """Send stdout and stderr of the process into the job's folder while the job runs."""
 
@@ -59,6 +61,17 @@ class Worker:
             if self.capture:
                 held.enter_context(captured(ledger.folder(task.job_id) / OUTPUT))
             return self._train(ledger, task, stop)
+
+    def misfit(self) -> str:
+        """What keeps this machine from doing the work as the coordinator would; "" if nothing."""
+        here = load_core(self.core).source_hash()
+        if self.code.get("core") not in (None, here):
+            return f"other code is installed there ({here}, not {self.code['core']})"
+        return ""
+
+    def moved(self, out: Path, cache: Path) -> Worker:
+        """The same work on a machine that has OUT elsewhere."""
+        return dataclasses.replace(self, out=out, cache=cache)
 
     def _train(self, ledger: Ledger, task: Task, stop: StopAsked) -> Outcome:
         diary = Diary(ledger, task.job_id)
@@ -122,7 +135,7 @@ class Worker:
             error=error,
             attempts=task.attempt,
             code=self.code,
-            environment=self.environment,
+            environment=_environment() if self.environment is None else self.environment,
             traceback=trace,
         )
 
@@ -186,6 +199,9 @@ def describe_environment() -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
     }
+
+
+_environment = functools.cache(describe_environment)
 
 
 def _cpu_name() -> str:

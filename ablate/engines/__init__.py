@@ -8,11 +8,14 @@ cannot say about itself, that its process died or ran out of time.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
+
+from ablate.nouns import Resources, StudyError
 
 StopAsked = Callable[[], bool]
 
@@ -52,10 +55,36 @@ class Notice:
     outcome: Outcome | None = None
 
 
+@dataclass(frozen=True)
+class Place:
+    """What engines of several machines need to know beside the work itself."""
+
+    out: Path
+    """Holds `jobs/<job_id>/` and whatever an engine keeps to find its jobs again."""
+    cache: Path
+    """What the jobs share, read only."""
+    code: str = ""
+    """Names the code that makes the numbers: jobs of other code are not gone on with."""
+    resources: Resources = field(default_factory=Resources)
+    say: Callable[[str], None] = lambda line: None
+    """Tells the user what else should be known."""
+
+    def folder(self, job_id: str) -> Path:
+        return self.out / "jobs" / job_id
+
+
 class Engine(Protocol):
     """Runs submitted jobs in the order given, at most `workers` at once."""
 
-    workers: int
+    @property
+    def workers(self) -> int:
+        """Jobs at once, as far as is known now: machines may come and go."""
+        ...
+
+    @property
+    def depth(self) -> int:
+        """How many jobs it likes to hold, queued and running."""
+        ...
 
     def submit(self, task: Task) -> None:
         """Queue one attempt at a job."""
@@ -89,32 +118,57 @@ class EngineError(RuntimeError):
     """The engine cannot run at all (no worker process can be started): one line."""
 
 
-ENGINES = {"pool": "PoolEngine", "inline": "InlineEngine"}
-"""Name (of the module here, too) -> class."""
+ENGINES = {
+    "pool": "PoolEngine",
+    "inline": "InlineEngine",
+    "ray": "RayEngine",
+    "slurm": "SlurmEngine",
+}
+"""Name (of the module here, and of its extra) -> class."""
+
+NEEDS = {"ray": "ray", "slurm": "submitit"}
+"""Engines that come with an extra -> the module that it installs."""
+
+
+def engine_class(name: str) -> Any:
+    """The class of the engine called `name`.
+
+    Raises:
+        StudyError: there is no such engine, or its extra is not installed.
+    """
+    if name not in ENGINES:
+        raise StudyError(f"--engine: given {name!r}, must be one of {', '.join(ENGINES)}")
+    if name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None:
+        raise StudyError(
+            f"--engine {name}: needs the extra [{name}], which is not installed; type "
+            f"`make setup EXTRAS={name}`, or pip install 'lanelm-ablate[{name}]'"
+        )
+    return getattr(importlib.import_module(f"ablate.engines.{name}"), ENGINES[name])
 
 
 def make_engine(
     name: str,
     work: Work,
-    workers: int,
+    workers: int | None = None,
     *,
     timeout: float | None = None,
     preload: Sequence[str] = (),
     stop_asked: StopAsked = lambda: False,
+    place: Place | None = None,
 ) -> Engine:
     """Make the engine called `name`.
 
     Args:
         name: a key of `ENGINES`.
         work: what is done for each job.
-        workers: jobs at once.
+        workers: jobs at once; None: as many as there is room for.
         timeout: seconds that one attempt may take; None: as long as it likes.
         preload: modules that workers find imported when they start.
         stop_asked: true once the user asked to stop; read by work that runs in this process.
+        place: where the jobs lie and what each needs; engines of one machine do not read it.
     """
-    module = importlib.import_module(f"ablate.engines.{name}")
-    return getattr(module, ENGINES[name])(
-        work, workers, timeout=timeout, preload=preload, stop_asked=stop_asked
+    return engine_class(name)(
+        work, workers, timeout=timeout, preload=preload, stop_asked=stop_asked, place=place
     )
 
 

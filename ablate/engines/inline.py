@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
-from ablate.engines import Notice, Outcome, StopAsked, Task, Work
+from ablate.engines import Notice, Outcome, Place, StopAsked, Task, Work
 
 
 class InlineEngine:
@@ -15,15 +15,18 @@ class InlineEngine:
     """
 
     workers = 1
+    depth = 2
+    in_process = True
 
     def __init__(
         self,
         work: Work,
-        workers: int = 1,
+        workers: int | None = 1,
         *,
         timeout: float | None = None,
         preload: Sequence[str] = (),
         stop_asked: StopAsked = lambda: False,
+        place: Place | None = None,
     ) -> None:
         self._work = work
         self._stop_asked = stop_asked

@@ -30,7 +30,16 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
-from ablate.engines import EngineError, Notice, Outcome, StopAsked, Task, Work
+from ablate.engines import (
+    EngineError,
+    Notice,
+    Outcome,
+    Place,
+    StopAsked,
+    Task,
+    Work,
+    available_cores,
+)
 
 ONE_THREAD: dict[str, str] = {
     "OMP_NUM_THREADS": "1",
@@ -55,16 +64,20 @@ class _Worker:
 class PoolEngine:
     """`workers` processes; a job whose process dies or exceeds `timeout` seconds ends alone."""
 
+    in_process = False
+
     def __init__(
         self,
         work: Work,
-        workers: int,
+        workers: int | None = None,
         *,
         timeout: float | None = None,
         preload: Sequence[str] = (),
         stop_asked: StopAsked = lambda: False,
+        place: Place | None = None,
     ) -> None:
-        self.workers = workers
+        self.workers = workers or available_cores()
+        self.depth = 2 * self.workers
         self._work = work
         self._timeout = timeout
         self._queue: deque[Task] = deque()
@@ -72,6 +85,11 @@ class PoolEngine:
         self._notices: list[Notice] = []
         self._stopped = False
         self._context = multiprocessing.get_context("forkserver")
+        warm_up(preload)
+
+    @staticmethod
+    def warm_up(preload: Sequence[str]) -> None:
+        """Start the slow imports before there is work."""
         warm_up(preload)
 
     def submit(self, task: Task) -> None:
