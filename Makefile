@@ -5,7 +5,7 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 
 # ---- options -------------------------------------------------------------------------------------
-OPTIONS := STRATEGY STUDY SEEDS WORKERS DATA CHECKPOINT ENGINE OUT SET ARGS PYTHON
+OPTIONS := STRATEGY STUDY SEEDS WORKERS DATA CHECKPOINT ENGINE OUT SET ARGS PYTHON EXTRAS
 given := $(foreach v,$(.VARIABLES),$(if $(filter command,$(origin $v)),$v))
 unknown := $(filter-out $(OPTIONS) MAKEFLAGS MFLAGS MAKEOVERRIDES SHELL,$(given))
 ifneq ($(unknown),)
@@ -25,7 +25,7 @@ STAMP := $(VENV)/.installed
 # one BLAS/OpenMP thread per process: workers are processes, and oversubscribed threads cost up to 9x
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup study smoke ui report results test test-all check bench clean-env
+.PHONY: help setup study smoke ui report results test test-all test-engines check bench clean-env
 
 help: ## this list
 	@echo 'make study STRATEGY=1   train the arms of strategy 1, rank them, write the report'
@@ -48,7 +48,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-setup: $(STAMP) ## make .venv with the pinned packages
+setup: $(STAMP) ## make .venv with the pinned packages; EXTRAS=ray or slurm or ray,slurm: with those engines
+	@$(if $(EXTRAS),$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]')
 
 # ---- studies -------------------------------------------------------------------------------------
 study: $(STAMP) ## run a study, print the ranking, write the report
@@ -72,6 +73,10 @@ test: $(STAMP) ## the test suite with the smoke study (at most 10 minutes)
 
 test-all: $(STAMP) ## the long tests too: fault injection, browser, trained faults
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-engines: $(STAMP) ## every engine: installs the extras, then Ray clusters and a Slurm on this machine
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[ray,slurm]'
+	@$(BIN)/python -m pytest tests/ablate/test_conformance.py tests/ablate/test_ray.py tests/ablate/test_slurm.py $(ARGS)
 
 check: $(STAMP) ## format, lint, types, imports
 	@$(BIN)/ruff format --check .

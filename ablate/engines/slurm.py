@@ -94,6 +94,7 @@ class SlurmEngine:
         """Slurm's ids of tasks that have told all; their logs go when Slurm has let them go."""
         self._alive = self._cluster.alive()
         self._asked = time.monotonic()
+        self._sweep()
 
     def submit(self, task: Task) -> None:
         if not self._follow_on(task):
@@ -143,6 +144,15 @@ class SlurmEngine:
         if not self._option("detach"):
             self._cluster.cancel({ticket.slurm for ticket in self._tickets.values()})
         self._tickets.clear()
+
+    def _sweep(self) -> None:
+        """Forget the attempts of earlier coordinators that Slurm no longer has."""
+        for path in (self._root / "jobs").glob("*.json"):
+            record = read(path) or {}
+            if (slurm := record.get("slurm")) != "" and slurm not in self._alive:
+                path.unlink(missing_ok=True)
+                for letter in self._root.glob(f"*/{record.get('ticket')}*"):
+                    letter.unlink(missing_ok=True)
 
     def _follow_on(self, task: Task) -> bool:
         """Take up an attempt that an earlier coordinator submitted and that Slurm still has."""

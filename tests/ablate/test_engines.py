@@ -151,7 +151,7 @@ def test_an_idle_worker_that_was_killed_is_replaced(pool: Engine) -> None:
 
 
 def test_a_hung_job_is_timed_out_and_only_it() -> None:
-    engine = make_engine("pool", work, 2, timeout=1.5)
+    engine = make_engine("pool", work, 2, timeout=5.0)
     try:
         for job in ("sleep:60", "job:1", "sleep:0.05", "job:2"):
             engine.submit(task(job))

@@ -67,10 +67,16 @@ def test_a_node_dies_in_the_middle_and_the_results_are_the_pools(
 def blind_node(address: str, out: Path) -> Iterator[None]:
     """A Ray node that sees another, empty folder where OUT is."""
     out.mkdir(parents=True, exist_ok=True)
-    ray = Path(sys.executable).with_name("ray")
-    start = f"mount -t tmpfs none '{out}' && exec '{ray}' start --address={address} --block"
-    start += " --num-cpus=2 --node-ip-address=127.0.0.1 --object-store-memory=100000000"
-    command = ["unshare", "--mount", "bash", "-c", start]
+    script = (
+        "import sys, time, types\n"
+        "from ray.cluster_utils import Cluster\n"
+        "cluster = Cluster()\n"
+        "cluster.head_node = types.SimpleNamespace(gcs_address=sys.argv[1])\n"
+        "cluster.add_node(wait=False, num_cpus=2, object_store_memory=100 * 2**20)\n"
+        "time.sleep(3600)\n"
+    )
+    start = f"mount -t tmpfs none '{out}' && exec '{sys.executable}' -c \"$1\" '{address}'"
+    command = ["unshare", "--mount", "bash", "-c", start, "bash", script]
     process = subprocess.Popen(
         command,
         stdout=subprocess.DEVNULL,
@@ -99,7 +105,7 @@ def test_a_node_that_does_not_see_the_folder(tmp_path: Path) -> None:
     run_toys(tmp_path / "inline", plan)
     with clusters.ray_nodes(1, cpus=0) as cluster, blind_node(cluster.address, out):
         _wait_for_cpus(2)
-        with pytest.raises(StudyError, match="does not see --out .*storage=local"):
+        with pytest.raises(StudyError, match=r"does not see --out .*storage=local"):
             run_toys(out, plan, engine="ray")
         assert not list(out.glob("jobs/*"))
         assert not list(out.glob(".probe*"))
@@ -123,7 +129,7 @@ def _wait_for_cpus(n: int) -> None:
 @needs_ray
 def test_what_no_node_has_is_said_in_one_line(tmp_path: Path) -> None:
     study = toy_study(resources=Resources(gpus=1))
-    with clusters.ray_nodes(1, cpus=1), pytest.raises(StudyError, match="gpus 1.*no Ray node has"):
+    with clusters.ray_nodes(1, cpus=1), pytest.raises(StudyError, match=r"gpus 1.*no Ray node has"):
         run_toys(tmp_path, toy_plan(1), study=study, engine="ray")
 
 

@@ -139,7 +139,7 @@ def test_jobs_of_other_code_are_not_gone_on_with(
 
 def test_what_sbatch_refuses_is_one_line(tmp_path: Path) -> None:
     nowhere = Resources(slurm={**QUICK, "partition": "nowhere"})
-    with pytest.raises(EngineError, match="sbatch refuses: .*nvalid partition"):
+    with pytest.raises(EngineError, match=r"sbatch refuses: .*nvalid partition"):
         run_toys(tmp_path, plan_of(1), study=toy_study(resources=nowhere), engine="slurm")
 
 
