@@ -23,7 +23,12 @@ tokens lie on a line that meets zero near -500."""
 def effort(job: Job) -> float:
     """How long a job takes beside others, without a unit: tokens x parameters x steps."""
     tokens = job.size.get("visual_tokens", 0.0) + FIXED_TOKENS
-    return tokens * max(job.size.get("parameters", 1.0), 1.0) * steps(job.settings)
+    return tokens * max(job.size.get("parameters", 1.0), 1.0) * steps_of(job)
+
+
+def steps_of(job: Job) -> int:
+    """Steps a job takes, as its core says or its settings."""
+    return max(job.workload.steps, steps(job.settings))
 
 
 def steps(settings: Mapping[str, Any]) -> int:
@@ -64,12 +69,12 @@ class Running:
 
     @property
     def steps(self) -> int:
-        return steps(self.job.settings)
+        return steps_of(self.job)
 
     def left(self, now: float) -> float | None:
         """Seconds left, by its own pace; None while it has hardly begun."""
         done = self.step - (self.first_step or 0)
-        if done < max(2, self.steps // 20):
+        if done < max(2, self.steps // 20) or self.step > self.steps:  # it counts otherwise
             return None
         return (now - self.since) * max(self.steps - self.step, 0) / done
 
@@ -136,7 +141,7 @@ class Progress:
         self._leave_queue(job_id)
         if result is not None:
             self._take(result)
-            if result.state == "done" and row is not None and not row.first_step:
+            if result.state == "done" and row is not None and (row.first_step or 0) <= 1:
                 self._time(job_id, now - row.since)
 
     def count(self, state: str) -> int:

@@ -50,6 +50,6 @@ def _bar() -> Iterator[costs.Tell]:
         def tell(done: int, of: int) -> None:
             bar.update(task, completed=done, total=of)
             if not live and not done:
-                console.print(f"timing a few steps of {of} shapes ...")
+                console.print(f"timing a few steps of {of} {'shape' if of == 1 else 'shapes'} ...")
 
         yield tell

@@ -16,6 +16,7 @@ import argparse
 import importlib.util
 import io
 import logging
+import math
 import os
 import statistics
 import subprocess
@@ -120,7 +121,11 @@ def ray_tune(jobs: int, workers: int, folder: Path) -> float:
     from ray import tune
 
     ray.init(
-        num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+        "local",  # a cluster of its own, whatever else runs on this machine
+        num_cpus=workers,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
     )
     tuner = tune.Tuner(
         _tuned,
@@ -179,7 +184,8 @@ def seconds(name: str, jobs: int, workers: int) -> float:
         command, capture_output=True, text=True, env={**os.environ, **quiet, "OMP_NUM_THREADS": "1"}
     )
     if done.returncode:
-        raise SystemExit(f"{name} failed:\n{done.stderr[-2000:]}")
+        sys.stderr.write(f"{name} failed:\n{done.stderr[-2000:]}\n")
+        return math.nan
     return float(done.stdout.split()[-1])
 
 
@@ -220,11 +226,13 @@ def show(found: dict[str, list[float]], rounds: int, workers: int) -> None:
     for column in ("ms a job", "least", "most", "against ablate"):
         table.add_column(column, justify="right")
     table.add_column("durable", no_wrap=True)
+    found = {name: [v for v in values if not math.isnan(v)] for name, values in found.items()}
     middle = {name: statistics.median(values) for name, values in found.items() if values}
     base = middle.get("ablate")
     for name, peer in PEERS.items():
         if name not in middle:
-            said = "not installed" if missing(peer) else "not asked for"
+            said = "failed" if name in found else "not asked for"
+            said = "not installed" if missing(peer) else said
             table.add_row(name, said, "", "", "", peer.durable)
             continue
         low, high = min(found[name]), max(found[name])

@@ -194,3 +194,14 @@ def test_ten_thousand_jobs_cost_little() -> None:
         state.ended(one.id, result(one.id, loss=1.0), i + 1.0)
         state.seconds_left(i + 1.0)
     assert (time.perf_counter() - begin) / 2000 < 1e-3
+
+
+def test_a_core_that_counts_its_steps_otherwise_breaks_nothing() -> None:
+    """Epochs from 1, more of them than the settings seem to say."""
+    state = progress(job("a", steps=1), job("b", steps=1), workers=1)
+    state.started("a", 1, 0.0)
+    for step in range(1, 11):
+        state.events("a", [{"step": step, "metrics": {"train/loss": 1.0}}])
+        assert state.seconds_left(float(step)) is None
+    state.ended("a", result("a"), 10.0)
+    assert state.seconds_left(10.0) == pytest.approx(10.0)
