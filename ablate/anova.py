@@ -1,4 +1,4 @@
-"""Main effects and interactions of a factorial study: pure functions on `stats.job_frame`s.
+"""The linear model of a factorial study and its analysis of variance: pure, on `stats.job_frame`s.
 
 One linear model per metric, on the scale that `stats.scale_of` names: every factor, every pair of
 factors, and the seed as a block (the same seed draws the same data order in every arm, so what the
@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from ablate.stats import CONFIDENCE, FACTOR, Effect, exp_or_inf, holm, scale_of, with_holm
+from ablate.stats import FACTOR, Scale, holm, scale_of
 
 if TYPE_CHECKING:
     import pandas as pd
-
-ALPHA = 1 - CONFIDENCE
 
 
 @dataclass(frozen=True)
@@ -43,28 +41,6 @@ class Term:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """The jobs that have one level of each of two factors."""
-
-    level: str
-    other: str
-    mean: float
-    """Geometric where the metric is compared as a ratio."""
-    n: int
-
-
-@dataclass(frozen=True)
-class Interaction:
-    """Two factors of which one changes what the other does, with the cells that show it."""
-
-    metric: str
-    factor: str
-    other: str
-    share: float
-    cells: tuple[Cell, ...]
-
-
-@dataclass(frozen=True)
 class Fit:
     """A fitted model with the names behind its columns."""
 
@@ -75,7 +51,7 @@ class Fit:
     terms: dict[str, str]
     """Term of the formula -> as people read it."""
     data: pd.DataFrame
-    scale: str
+    scale: Scale
     aliases: dict[str, tuple[str, ...]]
     """Term as people read it -> pairs that cannot be told from it."""
 
@@ -195,111 +171,6 @@ def variance(
     corrected = holm([term.p for term in tested if term.p is not None])
     fixed = {term.term: p for term, p in zip(tested, corrected, strict=True)}
     return [replace(term, p_holm=fixed.get(term.term)) for term in terms]
-
-
-def interactions(fitted: Fit | None, terms: Sequence[Term]) -> list[Interaction]:
-    """The pairs that are clear after the correction, with the means of their cells."""
-    if fitted is None:
-        return []
-    back = exp_or_inf if fitted.scale == "ratio" else float
-    found = []
-    for a, b in itertools.combinations(fitted.columns, 2):
-        for term in terms:
-            if term.term == f"{a} x {b}" and term.p_holm is not None and term.p_holm < ALPHA:
-                groups = fitted.data.groupby([fitted.columns[a], fitted.columns[b]], sort=False)
-                cells = tuple(
-                    Cell(str(level), str(other), back(float(own["y"].mean())), len(own))
-                    for (level, other), own in groups  # type: ignore[misc]
-                )
-                found.append(Interaction(term.metric, a, b, term.share, cells))
-    return found
-
-
-def main_effects(
-    frame: pd.DataFrame,
-    factors: Sequence[str],
-    base: Mapping[str, str],
-    metric: str,
-    fitted: Fit | None = None,
-) -> list[Effect]:
-    """What each level does against the base's, averaged evenly over the other factors' levels.
-
-    `fitted` saves fitting again.
-    """
-    import numpy as np
-    from patsy.build import build_design_matrices
-
-    fitted = fitted or fit(frame, factors, metric)
-    if fitted is None:
-        return _untestable(frame, factors, base, metric)
-    back = exp_or_inf if fitted.scale == "ratio" else float
-    # every combination of levels once: averaging its predictions weighs levels evenly
-    names = [*fitted.columns.values(), "seed"]
-    levels = [sorted(fitted.data[name].unique()) for name in names]
-    grid = {
-        name: [row[place] for row in itertools.product(*levels)] for place, name in enumerate(names)
-    }
-    info = fitted.model.model.data.model_spec
-    exog = np.asarray(build_design_matrices([info], grid)[0])
-    effects: list[Effect] = []
-    for factor, column in fitted.columns.items():
-        labels = np.array(grid[column])
-        against = base[factor] if base[factor] in labels else str(labels[0])
-        aliases = fitted.aliases.get(factor, ())
-        for level in dict.fromkeys(fitted.data[column]):
-            if level == against:
-                continue
-            contrast = exog[labels == level].mean(0) - exog[labels == against].mean(0)
-            test = fitted.model.t_test(contrast)
-            low, high = test.conf_int()[0]
-            of_level = frame[FACTOR + factor].isin([level, against])
-            n = int(fitted.data[column].isin([level, against]).sum())
-            effects.append(
-                Effect(
-                    kind="main effect",
-                    metric=metric,
-                    factor=factor,
-                    level=level,
-                    against=against,
-                    scale="ratio" if fitted.scale == "ratio" else "difference",
-                    estimate=back(float(test.effect[0])),
-                    low=back(float(low)),
-                    high=back(float(high)),
-                    n=n,
-                    lost=int(of_level.sum()) - n,
-                    p=float(test.pvalue),
-                    note=f"cannot be told from {', '.join(aliases)}" if aliases else "",
-                )
-            )
-    return with_holm(effects)
-
-
-def _untestable(
-    frame: pd.DataFrame, factors: Sequence[str], base: Mapping[str, str], metric: str
-) -> list[Effect]:
-    """The effects that were asked for and that too few jobs are left for."""
-    effects = []
-    for factor in factors if metric in frame else ():
-        for level in frame[FACTOR + factor].dropna().unique():
-            if level != base[factor]:
-                rows = frame[frame[FACTOR + factor].isin([level, base[factor]])]
-                n = int(rows[metric].notna().sum())
-                effects.append(
-                    Effect(
-                        kind="main effect",
-                        metric=metric,
-                        factor=factor,
-                        level=str(level),
-                        against=base[factor],
-                        scale=scale_of(metric),
-                        estimate=None,
-                        low=None,
-                        high=None,
-                        n=n,
-                        lost=len(rows) - n,
-                    )
-                )
-    return effects
 
 
 def _known(value: float) -> float | None:

@@ -18,7 +18,7 @@ from ablate import wording
 from ablate.stats import Effect
 
 if TYPE_CHECKING:
-    from ablate.anova import Interaction
+    from ablate.margins import Interaction
 
 INK = "#010203"
 """Stands for the page's own text colour while matplotlib draws."""

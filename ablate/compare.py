@@ -13,7 +13,8 @@ from ablate.stats import FACTOR, Effect, contrasts, job_frame
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ablate.anova import Interaction, Term
+    from ablate.anova import Term
+    from ablate.margins import Interaction
 
 LOSSES_APART = "tokenizers differ: raw losses are not comparable"
 
@@ -69,14 +70,14 @@ def compare(
     if best is not None:
         effects += contrasts(frame, levels, best, metrics, "leave one out", study.zipped)
     if designs & {"factorial", "fractional"}:
-        from ablate import anova  # statsmodels takes over a second to import
+        from ablate import anova, margins  # statsmodels takes over a second to import
 
         factors, start = _crossed(study, frame)
         for metric in metrics:
             fitted = anova.fit(frame, factors, metric)
-            effects += anova.main_effects(frame, factors, start, metric, fitted)
+            effects += margins.main_effects(frame, factors, start, metric, fitted)
             terms = anova.variance(frame, factors, metric, fitted)
-            interactions += anova.interactions(fitted, terms)
+            interactions += margins.interactions(fitted, terms, start)
             variance += terms
     return Comparison(
         base=base,

@@ -18,8 +18,9 @@ from ablate.nouns import Finding, Gate, Job, Result, Study
 from ablate.stats import Effect, pareto_front
 
 if TYPE_CHECKING:
-    from ablate.anova import Interaction, Term
+    from ablate.anova import Term
     from ablate.core import Core
+    from ablate.margins import Interaction
 
 PX_ERROR = "final/px_error"
 COST = "cost/seconds"

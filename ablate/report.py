@@ -66,7 +66,7 @@ def render_report(
         "curves_left": max(0, len(ranking.arms) - len(shown)),
         "gallery": gallery(ranking, by_arm, pictures),
         "cost": _cost(ranking, results),
-        "interactions": [Markup(charts.interaction(pair)) for pair in ranking.interactions],
+        "interactions": [(pair, Markup(charts.interaction(pair))) for pair in ranking.interactions],
         **_parallel(ranking),
     }
     return environment(True).get_template("report.html.j2").render(values)
@@ -100,6 +100,7 @@ def environment(html: bool) -> jinja2.Environment:
         "amount": wording.amount,
         "cell": wording.criterion_cell,
         "css": lambda verdict: "untested" if verdict == "not testable" else verdict,
+        "joint": wording.joint_amount,
         "line": wording.effect_line,
         "md": _markdown,
         "mean": lambda interval: wording.number(interval.mean) if interval else "-",

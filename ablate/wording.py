@@ -8,11 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 from ablate.arm import ArmGate, CriterionReading, RankedArm, Verdict
 from ablate.nouns import Finding
 from ablate.rank import Ranking
 from ablate.stats import Effect, Interval
+
+if TYPE_CHECKING:
+    from ablate.margins import Interaction, Joint
 
 MARKS: dict[Verdict, str] = {"passed": "✓", "likely": "~", "failed": "✗", "not testable": "?"}
 VERBS: dict[Verdict, str] = {
@@ -114,6 +118,22 @@ def ratio(value: float) -> str:
     return number(value, 2 if value < 0.1 else 3)
 
 
+def joint_amount(joint: Joint) -> str:
+    """How two levels are together against each alone: `x1.5 [1.2, 1.9]`."""
+    say = ratio if joint.scale == "ratio" else partial(number, digits=2)
+    sign = "x" if joint.scale == "ratio" else "+" if joint.estimate > 0 else ""
+    return f"{sign}{say(joint.estimate)} [{say(joint.low)}, {say(joint.high)}]"
+
+
+def _joint(pair: Interaction) -> str:
+    """The pair of levels that is farthest from doing its work apart."""
+    if not pair.joint:
+        return ""
+    own = min(pair.joint, key=lambda joint: joint.p)
+    alone = "what each does alone" if own.scale == "difference" else "the product of both alone"
+    return f"; {own.level} with {own.other}: {joint_amount(own)} against {alone}"
+
+
 def effect_line(effect: Effect) -> str:
     """One effect in a line: `tokens: full -> p5: px error x0.8 [0.6, 1.1] (3 seeds)`."""
     counted = "jobs" if effect.kind == "main effect" else "seeds"
@@ -147,7 +167,7 @@ def sentences(ranking: Ranking) -> list[str]:
         said.append(f"{_join(arm.arm for arm in trouble)} {verb} no finished job ({reason}).")
     pairs = [
         f"{pair.factor} and {pair.other} change each other's effect on {name(pair.metric)} "
-        f"({100 * pair.share:.0f} % of its variance)."
+        f"({100 * pair.share:.0f} % of its variance{_joint(pair)})."
         for pair in sorted(ranking.interactions, key=lambda pair: -pair.share)[:NAMED]
     ]
     return [*said, *levers(ranking), *pairs]

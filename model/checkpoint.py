@@ -38,6 +38,9 @@ class Progress:
     """steps whose gradient was clipped"""
     losses: list[float] = field(default_factory=list)
     """`train/loss` of every step"""
+    grad_norm_first: float = 0.0
+    grad_norm_most: float = 0.0
+    """of all steps, before clipping"""
     first_objective: float = 0.0
     running_objective: float = 0.0
     stepped: dict[str, float] = field(default_factory=dict)

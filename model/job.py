@@ -153,6 +153,9 @@ class Job:
                 del read["own_tokens"]
             self._judge(step, read)
             self.progress.losses.append(read["loss"])
+            if step == 1:
+                self.progress.grad_norm_first = read["grad_norm"]
+            self.progress.grad_norm_most = max(self.progress.grad_norm_most, read["grad_norm"])
             clip = self.config.optim.clip
             self.progress.clipped += clip is not None and read["grad_norm"] > clip
             read["clipped_share"] = self.progress.clipped / step
@@ -167,7 +170,8 @@ class Job:
         p, objective = self.progress, read["objective"]
         for name in ("objective", "grad_norm"):
             if not math.isfinite(read[name]):
-                raise Diverged(step, p.evaluated | p.stepped, f"{name} is {read[name]}")
+                known = p.evaluated | p.stepped | self._trend()
+                raise Diverged(step, known, f"{name} is {read[name]}")
         if step == 1:
             p.first_objective = p.running_objective = objective
         p.running_objective += (objective - p.running_objective) / min(step, MEMORY)
@@ -176,7 +180,7 @@ class Job:
             now = {f"train/{name}": value for name, value in read.items()}
             raise Diverged(
                 step,
-                p.evaluated | now,
+                p.evaluated | now | self._trend(),
                 f"running objective {p.running_objective:.4g} > {bound:.4g}",
             )
 
@@ -305,6 +309,9 @@ class Job:
         a_pass = math.ceil(len(self.material.train) / (batch.images * batch.accumulate))
         together = max(1, min(a_pass, self.config.optim.steps // TREND))
         trend = loss_trend(self.progress.losses, together)
+        if self.progress.grad_norm_first > 0:
+            growth = self.progress.grad_norm_most / self.progress.grad_norm_first
+            trend["grad_norm_growth"] = growth
         return {f"train/{name}": value for name, value in trend.items()}
 
     def _lap(self, part: str | None = None) -> None:

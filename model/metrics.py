@@ -172,6 +172,8 @@ def loss_trend(losses: Sequence[float], together: int = 1) -> dict[str, float]:
       negative when it rose. Needs 20 means.
     - `loss_spikes`: share of means over twice the median of the ten before them (and 0.05 more,
       so that noise about a loss of nearly 0 is none). Needs 11.
+    - `loss_overshoot`: the highest loss of any step over that of the first, which is of untrained
+      weights: 1 when it only ever fell. Needs 2 steps.
     """
     whole = len(losses) // together * together
     known = np.asarray(losses, float)[len(losses) - whole :].reshape(-1, together).mean(1)
@@ -183,6 +185,8 @@ def loss_trend(losses: Sequence[float], together: int = 1) -> dict[str, float]:
     if len(known) > 10:
         recent = np.median(np.lib.stride_tricks.sliding_window_view(known[:-1], 10), axis=-1)
         readings["loss_spikes"] = float((known[10:] > 2 * recent + 0.05).mean())
+    if len(losses) > 1 and losses[0] > 0:
+        readings["loss_overshoot"] = max(losses) / losses[0]
     return readings
 
 

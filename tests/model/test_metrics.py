@@ -239,8 +239,10 @@ def test_loss_trend() -> None:
     assert metrics.loss_trend(flat)["loss_spikes"] == 0
     flat[50] = flat[80] = 1.0
     assert metrics.loss_trend(flat)["loss_spikes"] == pytest.approx(2 / 90)
-    assert metrics.loss_trend([1.0] * 10) == {}
+    assert metrics.loss_trend([1.0] * 10) == {"loss_overshoot": 1.0}
     assert metrics.loss_trend([0.0] * 30) == {"loss_fall": 0.0, "loss_spikes": 0.0}
+    assert metrics.loss_trend([5.0]) == {}
+    assert metrics.loss_trend([5.0, 4.0, 7.5, 1.0])["loss_overshoot"] == 1.5
 
 
 # --- any lanes ----------------------------------------------------------------------------------
@@ -269,6 +271,7 @@ def test_trend_of_passes_over_unequal_images() -> None:
     """The last image of every three is ten times as hard: no spike of the loss."""
     losses = [0.1, 0.1, 1.0] * 20
     assert metrics.loss_trend(losses)["loss_spikes"] > 0.3
-    assert metrics.loss_trend(losses, 3) == {"loss_fall": 0.0, "loss_spikes": 0.0}
+    passes = metrics.loss_trend(losses, 3)
+    assert (passes["loss_fall"], passes["loss_spikes"]) == (0.0, 0.0)
     falling = [5.0, *np.repeat(np.arange(40.0, 0, -1), 3)]  # the first step makes no whole three
     assert metrics.loss_trend(falling, 3)["loss_fall"] == pytest.approx(1 - 2.5 / 6.5)

@@ -1,0 +1,214 @@
+"""What levels do, alone and two together, averaged over the other factors of a factorial study.
+
+Pure: contrasts of the linear model that `ablate.anova` fits.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ablate.anova import Fit, Term, fit
+from ablate.stats import CONFIDENCE, FACTOR, Effect, Scale, exp_or_inf, scale_of, with_holm
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+ALPHA = 1 - CONFIDENCE
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The jobs that have one level of each of two factors."""
+
+    level: str
+    other: str
+    mean: float
+    """Geometric where the metric is compared as a ratio."""
+    n: int
+
+
+@dataclass(frozen=True)
+class Joint:
+    """What two levels do together beyond what each does alone, against the base's levels.
+
+    With scale `ratio`, 2 says: twice the product of what each does alone.
+    """
+
+    level: str
+    against: str
+    other: str
+    other_against: str
+    scale: Scale
+    estimate: float
+    low: float
+    high: float
+    p: float
+
+
+@dataclass(frozen=True)
+class Interaction:
+    """Two factors of which one changes what the other does, with the cells that show it."""
+
+    metric: str
+    factor: str
+    other: str
+    share: float
+    cells: tuple[Cell, ...]
+    joint: tuple[Joint, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Every combination of levels once: averaging its predictions weighs levels evenly."""
+
+    labels: dict[str, np.ndarray]
+    """by column of the formula"""
+    exog: np.ndarray
+
+    @classmethod
+    def of(cls, fitted: Fit) -> _Grid:
+        import numpy as np
+        from patsy.build import build_design_matrices
+
+        names = [*fitted.columns.values(), "seed"]
+        levels = [sorted(fitted.data[name].unique()) for name in names]
+        columns = zip(*itertools.product(*levels), strict=True)
+        grid = {name: np.array(column) for name, column in zip(names, columns, strict=True)}
+        info = fitted.model.model.data.model_spec
+        return cls(grid, np.asarray(build_design_matrices([info], grid)[0]))
+
+    def mean(self, **levels: str) -> np.ndarray:
+        """The weights of the coefficients in the mean over what has these levels."""
+        import numpy as np
+
+        own = np.logical_and.reduce([self.labels[name] == level for name, level in levels.items()])
+        return self.exog[own].mean(0)
+
+    def base(self, column: str, wanted: str | None) -> str:
+        labels = self.labels[column]
+        return wanted if wanted is not None and wanted in labels else str(labels[0])
+
+
+def _tested(fitted: Fit, contrast: np.ndarray) -> dict[str, float]:
+    """Estimate, interval and p of a contrast, back from the log scale."""
+    back = exp_or_inf if fitted.scale == "ratio" else float
+    test = fitted.model.t_test(contrast)
+    low, high = test.conf_int()[0]
+    return {
+        "estimate": back(float(test.effect[0])),
+        "low": back(float(low)),
+        "high": back(float(high)),
+        "p": float(test.pvalue),
+    }
+
+
+def interactions(
+    fitted: Fit | None, terms: Sequence[Term], base: Mapping[str, str] | None = None
+) -> list[Interaction]:
+    """The pairs that are clear after the correction, with their cells and what they do jointly."""
+    if fitted is None:
+        return []
+    back = exp_or_inf if fitted.scale == "ratio" else float
+    found = []
+    for a, b in itertools.combinations(fitted.columns, 2):
+        for term in terms:
+            if term.term == f"{a} x {b}" and term.p_holm is not None and term.p_holm < ALPHA:
+                groups = fitted.data.groupby([fitted.columns[a], fitted.columns[b]], sort=False)
+                cells = tuple(
+                    Cell(str(level), str(other), back(float(own["y"].mean())), len(own))
+                    for (level, other), own in groups  # type: ignore[misc]
+                )
+                joint = tuple(joint_effects(fitted, a, b, base or {}))
+                found.append(Interaction(term.metric, a, b, term.share, cells, joint))
+    return found
+
+
+def joint_effects(fitted: Fit, factor: str, other: str, base: Mapping[str, str]) -> list[Joint]:
+    """For each two levels that are not the base's: how far they are from doing their work apart."""
+    grid = _Grid.of(fitted)
+    a, b = fitted.columns[factor], fitted.columns[other]
+    start, begin = grid.base(a, base.get(factor)), grid.base(b, base.get(other))
+    found = []
+    for level, second in itertools.product(
+        dict.fromkeys(fitted.data[a]), dict.fromkeys(fitted.data[b])
+    ):
+        if level != start and second != begin:
+            together = grid.mean(**{a: level, b: second}) - grid.mean(**{a: start, b: second})
+            apart = grid.mean(**{a: level, b: begin}) - grid.mean(**{a: start, b: begin})
+            tested = _tested(fitted, together - apart)
+            found.append(Joint(level, start, second, begin, fitted.scale, **tested))
+    return found
+
+
+def main_effects(
+    frame: pd.DataFrame,
+    factors: Sequence[str],
+    base: Mapping[str, str],
+    metric: str,
+    fitted: Fit | None = None,
+) -> list[Effect]:
+    """What each level does against the base's, averaged evenly over the other factors' levels.
+
+    `fitted` saves fitting again.
+    """
+    fitted = fitted or fit(frame, factors, metric)
+    if fitted is None:
+        return _untestable(frame, factors, base, metric)
+    grid = _Grid.of(fitted)
+    effects: list[Effect] = []
+    for factor, column in fitted.columns.items():
+        against = grid.base(column, base[factor])
+        aliases = fitted.aliases.get(factor, ())
+        for level in dict.fromkeys(fitted.data[column]):
+            if level == against:
+                continue
+            of_level = frame[FACTOR + factor].isin([level, against])
+            n = int(fitted.data[column].isin([level, against]).sum())
+            contrast = grid.mean(**{column: level}) - grid.mean(**{column: against})
+            effects.append(
+                Effect(
+                    kind="main effect",
+                    metric=metric,
+                    factor=factor,
+                    level=level,
+                    against=against,
+                    scale=fitted.scale,
+                    n=n,
+                    lost=int(of_level.sum()) - n,
+                    note=f"cannot be told from {', '.join(aliases)}" if aliases else "",
+                    **_tested(fitted, contrast),
+                )
+            )
+    return with_holm(effects)
+
+
+def _untestable(
+    frame: pd.DataFrame, factors: Sequence[str], base: Mapping[str, str], metric: str
+) -> list[Effect]:
+    """The effects that were asked for and that too few jobs are left for."""
+    effects = []
+    for factor in factors if metric in frame else ():
+        for level in frame[FACTOR + factor].dropna().unique():
+            if level != base[factor]:
+                rows = frame[frame[FACTOR + factor].isin([level, base[factor]])]
+                n = int(rows[metric].notna().sum())
+                effects.append(
+                    Effect(
+                        kind="main effect",
+                        metric=metric,
+                        factor=factor,
+                        level=str(level),
+                        against=base[factor],
+                        scale=scale_of(metric),
+                        estimate=None,
+                        low=None,
+                        high=None,
+                        n=n,
+                        lost=len(rows) - n,
+                    )
+                )
+    return effects
