@@ -197,25 +197,28 @@ class LaneLMCore:
         return settings
 
     def check(self, configs: Iterable[Any]) -> None:
-        from model.backbone import CheckpointError, make_pyramid
         from model.data import DataError, check_scenes
+        from model.weights_file import CheckpointError
 
         scenes: dict[str, Any] = {}
         backbones: dict[str, Any] = {}
         for config in configs:
             scenes.setdefault(repr(config.data), config.data)
-            backbones.setdefault(repr(config.backbone), config.backbone)
+            if config.backbone.checkpoint is not None:  # the others need nothing from outside
+                backbones.setdefault(repr(config.backbone), config.backbone)
         try:
             for data in scenes.values():
                 check_scenes(self._refs(data), data)
             for backbone in backbones.values():
+                from model.backbone import make_pyramid  # torch takes seconds to import
+
                 make_pyramid(backbone)
         except (DataError, CheckpointError) as error:
             raise CoreError(str(error)) from None
 
     def fingerprints(self, config: Any, cache: Path) -> dict[str, str]:
-        from model.backbone import backbone_fingerprint
         from model.data import fingerprint
+        from model.weights_file import backbone_fingerprint
 
         key = repr((config.data, config.backbone))
         if key not in self._read:

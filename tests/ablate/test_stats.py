@@ -224,6 +224,21 @@ def test_a_grid_with_too_little_left_says_so():
     ]
 
 
+def test_a_level_with_one_job_left_has_no_interval():
+    """The others agree to the last bit: their noise of 0 must not make the one job's sure."""
+    rows = [
+        {"seed": s, "factor:a": a, "factor:b": b, "y": 9.0 if a == "z" else 1.0}
+        for a, b, s in itertools.product("xyz", "xy", range(2))
+        if a != "z" or (b, s) == ("x", 0)
+    ]
+    effects = margins.main_effects(pd.DataFrame(rows), ["a", "b"], {"a": "x", "b": "x"}, "y")
+    found = {(e.factor, e.level): e for e in effects}
+    alone = found["a", "z"]
+    assert (alone.low, alone.p, alone.clear) == (None, None, False)
+    assert "one job left at z" in alone.note
+    assert found["a", "y"].low is not None
+
+
 @pytest.mark.parametrize("metric", ["missing", "constant"])
 def test_nothing_to_explain(metric):
     frame = pd.DataFrame(

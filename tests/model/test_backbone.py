@@ -15,12 +15,12 @@ from torch import Tensor
 from model.backbone import (
     CheckpointError,
     Pyramid,
-    backbone_fingerprint,
     load_clrernet,
     make_pyramid,
 )
 from model.config import BackboneConfig
 from model.dla import CLRerNetFeatures
+from model.weights_file import backbone_fingerprint
 
 
 def images(seed: int, height: int = 64, width: int = 96, n: int = 1) -> Tensor:
