@@ -94,7 +94,7 @@ def save_checkpoint(
         "settings": settings_of(config),
         "features": features,
         "progress": {f.name: getattr(progress, f.name) for f in dataclasses.fields(progress)},
-        "model": model.state_dict(),
+        "model": weights_of(model),  # copies: a view would take its whole stack along
         "optimizer": optimizer.state_dict() if optimizer else None,
     }
     temporary = path.with_name(f".{path.name}.tmp")

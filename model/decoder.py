@@ -119,7 +119,12 @@ class CrossAttention(nn.Module):
         if self.log_temperature is None:
             return q.view(B, L * T, D) / math.sqrt(D // self.n_heads)
         q = F.normalize(q.view(B, L * T, self.n_heads, -1), dim=-1)
-        return (q * self.log_temperature.exp()[:, None]).flatten(2)
+        return (q * self.temperatures(B)).flatten(2)
+
+    def temperatures(self, images: int) -> Float[Tensor, "*B heads 1"]:
+        """Give the learned temperature of each head (a stack of models: of each image's model)."""
+        assert self.log_temperature is not None
+        return self.log_temperature.exp()[:, None]
 
     def forward(
         self,

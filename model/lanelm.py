@@ -270,7 +270,7 @@ class LaneLM(nn.Module):
         first = 0 if caches is None else T - 1
         place = self._place(ids_in, first)
         x = self.embed_x(ids_in[..., first:]) * self.config.model.x_scale
-        x = x + self.embed_y(y_in[..., first:]) + self.embed_row.weight[first:T]
+        x = x + self.embed_y(y_in[..., first:]) + self.row_embedding(first, T, len(x))
         if first == 0:
             lanes = torch.arange(L, device=x.device) if lane_ids is None else lane_ids
             lane = self.embed_lane(lanes)[..., None, :] * self.config.model.lane_scale
@@ -278,6 +278,10 @@ class LaneLM(nn.Module):
         for i, block in enumerate(self._blocks()):
             x = block(x, memory.blocks[i], place, caches[i] if caches else None, weights)
         return self.norm(x)
+
+    def row_embedding(self, first: int, stop: int, images: int) -> Float[Tensor, "*B t D"]:
+        """Give the learned vectors of some rows (a stack of models: of each image's model)."""
+        return self.embed_row.weight[first:stop]
 
     def _place(self, ids_in: Int[Tensor, "B L T"], first: int) -> Float[Tensor, "B L t D"] | None:
         """Give the code of the row each step writes and the column it wrote last."""

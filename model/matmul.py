@@ -62,8 +62,15 @@ class _Linear(torch.autograd.Function):
         return dx, dw, dy.sum(0) if ctx.has_bias else None
 
 
-def project(weight: Float[Tensor, "o c"], x: Float[Tensor, "B c N"]) -> Float[Tensor, "B o N"]:
-    """Compute weight @ x for channel-first tokens, the layout in which features arrive."""
+def project(weight: Float[Tensor, "*K o c"], x: Float[Tensor, "B c N"]) -> Float[Tensor, "_KB o N"]:
+    """Compute weight @ x for channel-first tokens, the layout in which features arrive.
+
+    A stack of K weights (K, o, c) takes B = K * b images, or one image for all, member by member.
+    """
+    if weight.ndim == 3:
+        K, o, c = weight.shape
+        apart = x.expand(K, -1, -1) if len(x) == 1 else x
+        return torch.matmul(weight[:, None], apart.reshape(K, -1, *x.shape[1:])).flatten(0, 1)
     if weight.numel() * x.shape[-1] < WORTH or not fast(weight, x):
         return torch.matmul(weight, x)
     out: Tensor = _Project.apply(weight, x)  # pyright: ignore

@@ -27,7 +27,7 @@ class Tokens:
     """The visual tokens of B images, what they show apart from where they are."""
 
     content: Float[Tensor, "B D N"]
-    position: Float[Tensor, "D N"]
+    position: Float[Tensor, "*B D N"]
     """position and level embedding, to be added to the content"""
     place: Float[Tensor, "D N"] | None
     """aligned: the code of a token's place that keys share with queries"""
@@ -131,16 +131,20 @@ class Level(nn.Module):
             # The norm's gain and offset are laid into the projection: features need no gradient,
             # so that a step never goes back through as many numbers as the pyramid has.
             f = _normalise(f, self.norm.eps)
-            bias = bias + weight @ self.norm.bias
-            weight = weight * self.norm.weight
+            bias = bias + (weight @ self.norm.bias[..., None])[..., 0]
+            weight = weight * self.norm.weight[..., None, :]
         elif self.kind == "standardize":
             mean, std = self.get_buffer("mean"), self.get_buffer("std")
             f = (f - mean[:, None]) / std.clamp(min=1e-6)[:, None]
-        h = project(weight, f) + bias[:, None]
+        h = project(weight, f) + self.column(bias)
         if not self.residual:
             return h
-        hidden = F.gelu(project(self.grow.weight, h) + self.grow.bias[:, None])
-        return h + project(self.shrink.weight, hidden) + self.shrink.bias[:, None]
+        hidden = F.gelu(project(self.grow.weight, h) + self.column(self.grow.bias))
+        return h + project(self.shrink.weight, hidden) + self.column(self.shrink.bias)
+
+    def column(self, vector: Float[Tensor, " D"]) -> Float[Tensor, "D 1"]:
+        """Lay a vector along the channels (a stack of models: that of each image's model)."""
+        return vector[:, None]
 
     def position(self) -> Float[Tensor, "D n"]:
         """Give what is learned of where a cell is: its level, and its place with `learned`."""

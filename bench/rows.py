@@ -1,0 +1,58 @@
+"""One line of bench/RESULTS.md, and how scripts hand theirs in."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+HANDED_IN = "BENCH_ROWS"
+"""Environment variable: the file that `python -m bench` collects rows in."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A figure, what it stands against, and what was asked of it."""
+
+    what: str
+    ours: str
+    baseline: str
+    ratio: float
+    goal: str
+    met: bool
+    unit: str = "x"
+
+    @classmethod
+    def faster(cls, what: str, ours: float, baseline: float, goal: float, name: str) -> Row:
+        """Seconds against seconds: how many times faster ours is, at least `goal`."""
+        ratio = baseline / ours
+        times = f"{1e3 * ours:.1f} ms", f"{1e3 * baseline:.1f} ms ({name})"
+        return cls(what, *times, ratio, f">= {goal:g}x", ratio >= goal)
+
+    @classmethod
+    def share(cls, what: str, part: float, whole: str, value: float, limit: float) -> Row:
+        """Seconds of a whole: a share that stays under `limit`."""
+        goal = f"< {limit:.0%}"
+        return cls(what, f"{part:.2f} s", whole, value, goal, value < limit, "share")
+
+    def value(self) -> str:
+        return f"{self.ratio:.2f}x" if self.unit == "x" else f"{self.ratio:.1%}"
+
+
+def hand_in(rows: Iterable[Row]) -> None:
+    """Print rows; and keep them where `python -m bench` collects them."""
+    rows = list(rows)
+    table = Table("what", "ours", "baseline", "ratio", "goal", "met")
+    for row in rows:
+        met = "yes" if row.met else "no"
+        table.add_row(row.what, row.ours, row.baseline, row.value(), row.goal, met)
+    Console(width=140).print(table)
+    if path := os.environ.get(HANDED_IN):
+        with Path(path).open("a") as file:
+            file.writelines(json.dumps(dataclasses.asdict(row)) + "\n" for row in rows)
