@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ablate.nouns import Result
+from ablate.nouns import Result, StudyError
 from ablate.request import (
     RUNS,
     Checkpoint,
@@ -36,6 +36,15 @@ if TYPE_CHECKING:
     from ablate.run import RunSummary
 
 FAILED, STOPPED = 1, 130
+
+
+def fused(given: str) -> int | None:
+    """Read `--fuse`: at most how many jobs train as one model; None: auto."""
+    if given in ("auto", "off"):
+        return None if given == "auto" else 1
+    if not given.isdecimal() or int(given) < 1:
+        raise StudyError(f"--fuse: given {given!r}, must be a number from 1, auto or off")
+    return int(given)
 
 
 def plan(
@@ -104,6 +113,13 @@ def run(
     rerun: Annotated[
         bool, typer.Option("--rerun", help="Run jobs again whose results are of older code.")
     ] = False,
+    fuse: Annotated[
+        str,
+        typer.Option(
+            metavar="K|auto|off",
+            help="Jobs of one shape that train as one model; auto: on a GPU.",
+        ),
+    ] = "auto",
 ) -> None:
     """Run what is missing, then rank, write the report, and record it all in MLflow.
 
@@ -117,7 +133,7 @@ def run(
 
     engine_class(engine)
     from ablate.display import make_display
-    from ablate.run import RunOptions, run, warm_up
+    from ablate.run import FUSING, RunOptions, run, warm_up
     from ablate.table import answer
 
     asked = request(study, data, checkpoint, seeds, sets, out)
@@ -129,7 +145,9 @@ def run(
         made.append(asked.rank(results))
         return made[0], asked.answer(made[0], results)
 
-    options = RunOptions(workers, engine, retry_failed, rerun)
+    options = RunOptions(workers, engine, retry_failed, rerun, fused(fuse))
+    if engine not in FUSING and (options.fuse or 1) > 1:
+        raise StudyError(f"--fuse: given {fuse}, works with --engine {' or '.join(FUSING)} only")
     warm_up(asked.study, options)
     plan = asked.plan
     display = make_display()

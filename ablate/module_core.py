@@ -11,12 +11,12 @@ import difflib
 import hashlib
 import importlib
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ablate.core import CoreError, Log, Progress
+from ablate.core import CoreError, Log, Member, Progress
 from ablate.nouns import Cost, Criterion, Finding, Gate, Settings, StudyError, Workload
 from ablate.progress import steps
 
@@ -112,6 +112,17 @@ class ModuleCore:
         stop: Callable[[], bool] = lambda: False,
     ) -> dict[str, float]:
         return self._module.train(settings, log, workdir, cache, stop)
+
+    def kinship(self, config: Any) -> str | None:
+        return None
+
+    def fused_by_default(self, config: Any) -> int:
+        return 1
+
+    def train_cohort(
+        self, members: Sequence[Member], cache: Path
+    ) -> Iterator[tuple[int, dict[str, float] | Exception]]:
+        raise NotImplementedError(f"{self._module.__name__} trains each job alone")
 
     def criteria(self) -> tuple[Criterion, ...]:
         return self._module.criteria()

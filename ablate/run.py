@@ -14,7 +14,7 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +42,10 @@ TICK = 0.25
 """Seconds between looks at the events of running jobs."""
 
 
+FUSING = ("pool", "inline")
+"""Engines on which jobs can train as one model; the others move one job's folder at a time."""
+
+
 @dataclass(frozen=True)
 class RunOptions:
     """How to run; nothing here changes what a job computes."""
@@ -53,6 +57,8 @@ class RunOptions:
     """Run failed jobs again, from their checkpoints where there are any."""
     rerun: bool = False
     """Run jobs again whose results come from other core code than today's."""
+    fuse: int | None = None
+    """Jobs of one shape that train as one model, at most; 1: each alone; None: the core's word."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +144,11 @@ class _Coordinator:
     make_recorder: Callable[[], Recorder] | None
     conclude: Conclude | None
     trained: list[str] = field(default_factory=list)
+    kin: dict[str, tuple[str | None, int]] = field(default_factory=dict)
+    """Which jobs can train as one model, and how many at most."""
     running: dict[str, _Followed] = field(default_factory=dict)
+    cohorts: dict[str, list[_Followed]] = field(default_factory=dict)
+    """The jobs of each task under way, by its lead."""
 
     def run(self, begin: float) -> RunSummary:
         self.core: Core = load_core(self.study.core)
@@ -235,6 +245,11 @@ class _Coordinator:
 
         try:
             configs = [self.core.build(job.settings) for job in todo]
+            for job, config in zip(todo, configs, strict=True):
+                at_most = self.options.fuse or self.core.fused_by_default(config)
+                if self.options.engine not in FUSING:
+                    at_most = 1
+                self.kin[job.id] = self.core.kinship(config) if at_most > 1 else None, at_most
             self.core.prepare(configs, cache, progress)
         except _Stopped:
             return
@@ -266,16 +281,33 @@ class _Coordinator:
     def _submit(self, engine: Engine) -> None:
         """Keep the engine's queue just long enough that no worker waits for the coordinator."""
         while self.waiting and engine.pending() < engine.depth:
-            followed = self.waiting.popleft()
-            job = followed.job
-            try:
-                if followed.attempt == 1:
-                    self._open(job)
-            except OSError as error:
-                self._lose(job, f"its folder cannot be written ({error.strerror})")
-                continue
-            self.running[job.id] = followed
-            engine.submit(followed.task)
+            ready = [followed for followed in self._next() if self._opened(followed)]
+            if ready:
+                self.running |= {followed.job.id: followed for followed in ready}
+                self.cohorts[ready[0].job.id] = ready
+                lead, *others = (followed.task for followed in ready)
+                engine.submit(replace(lead, members=tuple(others)))
+
+    def _next(self) -> list[_Followed]:
+        """Take the next job, and those that train as one model with it; a retried one is alone."""
+        first = self.waiting.popleft()
+        kin, at_most = self.kin.get(first.job.id, (None, 1))
+        if kin is None or first.attempt > 1:
+            return [first]
+        alike = [f for f in self.waiting if f.attempt == 1 and self.kin[f.job.id][0] == kin]
+        taken = alike[: at_most - 1]
+        for followed in taken:
+            self.waiting.remove(followed)
+        return [first, *taken]
+
+    def _opened(self, followed: _Followed) -> bool:
+        try:
+            if followed.attempt == 1:
+                self._open(followed.job)
+        except OSError as error:
+            self._lose(followed.job, f"its folder cannot be written ({error.strerror})")
+            return False
+        return True
 
     def _open(self, job: Job) -> None:
         """Make a job's folder; what other core code left half done in it is not gone on with."""
@@ -290,24 +322,33 @@ class _Coordinator:
                     path.unlink(missing_ok=True)
 
     def _hear(self, notice: Notice) -> None:
-        followed = self.running[notice.job_id]
+        cohort = self.cohorts[notice.job_id]
         if notice.outcome is None:
-            followed.since = time.monotonic()
-            self.progress.started(notice.job_id, followed.attempt, followed.since)
-            self.display.started(self.progress, followed.job, followed.attempt)
-            if followed.attempt == 1:
-                self.scribe.tell("job_started", followed.job)
+            for followed in cohort:
+                self._started(followed)
             return
+        del self.cohorts[notice.job_id]
+        for followed in cohort:
+            self._ended(followed, notice.outcome.members.get(followed.job.id, notice.outcome))
+
+    def _started(self, followed: _Followed) -> None:
+        followed.since = time.monotonic()
+        self.progress.started(followed.job.id, followed.attempt, followed.since)
+        self.display.started(self.progress, followed.job, followed.attempt)
+        if followed.attempt == 1:
+            self.scribe.tell("job_started", followed.job)
+
+    def _ended(self, followed: _Followed, outcome: Outcome) -> None:
+        job = followed.job
         self._follow(followed)
-        del self.running[notice.job_id]
-        result = self._settle(followed, notice.outcome)
+        del self.running[job.id]
+        result = self._settle(followed, outcome)
         now = time.monotonic()
-        self.progress.ended(notice.job_id, result, now)
+        self.progress.ended(job.id, result, now)
         if result is not None:
-            self.trained.append(notice.job_id)
-            self.display.ended(self.progress, followed.job, result, now - followed.since)
-            folder = self.ledger.folder(notice.job_id)
-            self.scribe.tell("job_finished", followed.job, result, folder)
+            self.trained.append(job.id)
+            self.display.ended(self.progress, job, result, now - followed.since)
+            self.scribe.tell("job_finished", job, result, self.ledger.folder(job.id))
 
     def _settle(self, followed: _Followed, outcome: Outcome) -> Result | None:
         """The job's result; None when it is to run again, now or in a later run."""

@@ -15,13 +15,13 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ablate.core import CoreError, Diverged, Interrupted, load_core
+from ablate.core import CoreError, Diverged, Interrupted, Member, load_core
 from ablate.engines import Outcome, StopAsked, Task
 from ablate.ledger import Ledger, LockHeld
 from ablate.nouns import Result, State
@@ -51,16 +51,28 @@ class Worker:
 
     def __call__(self, task: Task, stop: StopAsked) -> Outcome:
         ledger = Ledger(self.out)
+        tasks: list[Task] = []
+        outcomes: dict[str, Outcome] = {}
         with ExitStack() as held:
-            try:
-                held.enter_context(_patient_lock(ledger, task.job_id, stop))
-            except LockHeld as error:
-                return Outcome("interrupted" if stop() else "broken", str(error))
-            if ledger.result(task.job_id) is not None:
-                return Outcome("ended")  # by a worker whose coordinator was killed just then
-            if self.capture:
-                held.enter_context(captured(ledger.folder(task.job_id) / OUTPUT))
-            return self._train(ledger, task, stop)
+            for one in (task, *task.members):
+                try:
+                    held.enter_context(_patient_lock(ledger, one.job_id, stop))
+                except LockHeld as error:
+                    kind = "interrupted" if stop() else "broken"
+                    outcomes[one.job_id] = Outcome(kind, str(error))
+                    continue
+                if ledger.result(one.job_id) is None:
+                    tasks.append(one)
+                else:  # by a worker whose coordinator was killed just then
+                    outcomes[one.job_id] = Outcome("ended")
+            if tasks and self.capture:
+                held.enter_context(captured(ledger.folder(tasks[0].job_id) / OUTPUT))
+            if len(tasks) == 1:
+                outcomes[tasks[0].job_id] = self._train(ledger, tasks[0], stop)
+            elif tasks:
+                outcomes |= self._train_together(ledger, tasks, stop)
+        own = outcomes.pop(task.job_id)
+        return Outcome(own.kind, own.error, outcomes)
 
     def misfit(self) -> str:
         """What keeps this machine from doing the work as the coordinator would; "" if nothing."""
@@ -76,29 +88,56 @@ class Worker:
     def _train(self, ledger: Ledger, task: Task, stop: StopAsked) -> Outcome:
         diary = Diary(ledger, task.job_id)
         diary.write({"event": "started", "attempt": task.attempt, "core": self.code.get("core")})
+        end: Mapping[str, float] | BaseException
         try:
-            metrics = load_core(self.core).train(
+            end = load_core(self.core).train(
                 ledger.settings(task.job_id),
                 diary.log,
                 ledger.folder(task.job_id),
                 self.cache,
                 stop,
             )
-        except Interrupted as error:
-            diary.write({"event": "interrupted"})
-            return Outcome("interrupted", str(error))
-        except Diverged as error:
-            return self._end(diary, task, "diverged", error.metrics, str(error))
-        except (OSError, MemoryError) as error:  # a full disk, a lost mount, no memory: may pass
-            traceback.print_exc()
-            return Outcome("broken", _one_line(error))
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a failed job is data
-            if _out_of_memory(error):
-                traceback.print_exc()
-                return Outcome("broken", _one_line(error))
-            trace = traceback.format_exc()
-            return self._end(diary, task, "failed", {}, _one_line(error), trace)
-        return self._end(diary, task, "done", metrics)
+            end = error
+        return self._book(diary, task, end)
+
+    def _train_together(
+        self, ledger: Ledger, tasks: Sequence[Task], stop: StopAsked
+    ) -> dict[str, Outcome]:
+        """Train several jobs as one model; each ends by itself, in a folder of its own."""
+        diaries = [Diary(ledger, task.job_id) for task in tasks]
+        cohort = [task.job_id for task in tasks]
+        for diary, task in zip(diaries, tasks, strict=True):
+            start = {"event": "started", "attempt": task.attempt, "core": self.code.get("core")}
+            diary.write({**start, "cohort": cohort})
+        outcomes: dict[str, Outcome] = {}
+        try:
+            members = [
+                Member(ledger.settings(job_id), diary.log, ledger.folder(job_id), stop)
+                for job_id, diary in zip(cohort, diaries, strict=True)
+            ]
+            for place, end in load_core(self.core).train_cohort(members, self.cache):
+                outcomes[cohort[place]] = self._book(diaries[place], tasks[place], end)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - alone, they may not meet it
+            traceback.print_exc()
+            left = Outcome("broken", _one_line(error))
+            outcomes = dict.fromkeys(cohort, left) | outcomes
+        return outcomes
+
+    def _book(self, diary: Diary, task: Task, end: Mapping[str, float] | BaseException) -> Outcome:
+        """Write down how a job ended, by its metrics or by what it raised."""
+        if not isinstance(end, BaseException):
+            return self._end(diary, task, "done", end)
+        if isinstance(end, Interrupted):
+            diary.write({"event": "interrupted"})
+            return Outcome("interrupted", str(end))
+        if isinstance(end, Diverged):
+            return self._end(diary, task, "diverged", end.metrics, str(end))
+        if isinstance(end, OSError | MemoryError) or _out_of_memory(end):
+            traceback.print_exception(end)  # a full disk, a lost mount, no memory: may pass
+            return Outcome("broken", _one_line(end))
+        trace = "".join(traceback.format_exception(end))
+        return self._end(diary, task, "failed", {}, _one_line(end), trace)
 
     def _end(
         self,

@@ -28,6 +28,8 @@ class Task:
     attempt: int
     levels: Mapping[str, str]
     seed: int
+    members: tuple[Task, ...] = ()
+    """Other jobs that train as one model with this one, their lead; an engine sees one task."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Outcome:
 
     kind: Literal["ended", "interrupted", "broken", "died", "timed out"]
     error: str = ""
+    members: Mapping[str, Outcome] = field(default_factory=dict)
+    """By job id, where the jobs of one task fared differently."""
 
 
 Work = Callable[[Task, StopAsked], Outcome]

@@ -158,7 +158,7 @@ class PoolEngine:
             task = self._queue.popleft()
             worker.job_id = task.job_id
             if self._timeout is not None:
-                worker.deadline = time.monotonic() + self._timeout
+                worker.deadline = time.monotonic() + self._timeout * (1 + len(task.members))
             self._notices.append(Notice(worker.job_id))
             self._send(worker, task)
 
