@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ablate import wording
-from ablate.stats import Effect
+from ablate.stats import Effect, scale_of
 
 if TYPE_CHECKING:
     from ablate.margins import Interaction
@@ -122,23 +122,26 @@ def forest(effects: Sequence[Effect], title: str) -> str:
         return _svg(figure, title)
 
 
-def trade_off(points: Sequence[tuple[str, float, float, bool]], x: str, y: str) -> str:
+def trade_off(
+    points: Sequence[tuple[str, float, float, bool]], x: str, y: str, ratios: bool = True
+) -> str:
     """Arms between two readings, both the less the better; those that nothing beats are filled.
 
     Args:
         points: a short label, both readings, and whether the arm is on the Pareto front.
         x: name of the first reading.
         y: of the second.
+        ratios: whether the second is compared as ratios, so that decades have their place.
     """
     with _figure(3.6, 2.6) as (figure, axes):
         for _, across, up, front in points:
             face = LINE if front else "none"
             axes.plot([across], [up], "o", markersize=6, mfc=face, mec=LINE if front else FAINT)
-        for axis, set_scale, own in (
-            (axes.xaxis, axes.set_xscale, [point[1] for point in points]),
-            (axes.yaxis, axes.set_yscale, [point[2] for point in points]),
+        for axis, set_scale, own, decades in (
+            (axes.xaxis, axes.set_xscale, [point[1] for point in points], True),
+            (axes.yaxis, axes.set_yscale, [point[2] for point in points], ratios),
         ):
-            if own and min(own) > 0 and max(own) > 10 * min(own):
+            if decades and own and min(own) > 0 and max(own) > 10 * min(own):
                 subs = (1.0,) if max(own) > 100 * min(own) else (1.0, 2.0, 5.0)
                 _log_axis(axis, set_scale, "{x:g}", subs)
         axes.set_xlabel(x)
@@ -182,8 +185,10 @@ def interaction(pair: Interaction) -> str:
                 label=f"{pair.other}: {other}",
             )
         values = [cell.mean for cell in pair.cells]
-        if min(values) > 0 and max(values) > 10 * min(values):
-            _log_axis(axes.yaxis, axes.set_yscale, "{x:g}", (1.0, 2.0, 5.0))
+        ratios = scale_of(pair.metric) == "ratio" and min(values) > 0
+        if ratios and max(values) > 10 * min(values):
+            wide = max(values) > 1000 * min(values)
+            _log_axis(axes.yaxis, axes.set_yscale, "{x:g}", (1.0,) if wide else (1.0, 2.0, 5.0))
         axes.set_xticks(range(len(levels)), levels)
         axes.set_xlabel(pair.factor)
         axes.margins(0.15)

@@ -28,10 +28,9 @@ def gallery(
             if own:
                 last[arm.arm] = {picture.key: picture for picture in own}
     order = list(last)  # as ranked
-    roles = [(arm, "worst") for arm in order[-1:]]
-    roles += [(arm, "base") for arm in order if arm == ranking.base]
-    roles += [(arm, "best") for arm in order[:1]]
-    named = dict(roles)  # of an arm with two roles the better one stays
+    roles = [("best", order[:1]), ("base", [ranking.base]), ("worst", order[-1:])]
+    named = {arm: " and ".join(role for role, arms in roles if arm in arms) for arm in order}
+    named = {arm: role for arm, role in named.items() if role}
     keys = sorted({key for arm in named for key in last[arm]})
     sheets = [key for key in keys if "attention" in key][:SHEETS_SHOWN]
     overlays = [key for key in keys if "attention" not in key][:OVERLAYS_SHOWN]
@@ -44,6 +43,30 @@ def gallery(
             caption = f"{role}, seed {seed}" + (f", step {found.step}" if found.step else "")
             if data := embed(found.path, width):
                 rows.setdefault(_heading(key), []).append({"caption": caption, "data": data})
+    return rows
+
+
+def over_steps(
+    ranking: Ranking, by_arm: Mapping[str, Sequence[Job]], pictures: Mapping[str, Sequence[Path]]
+) -> dict[str, list[dict[str, Any]]]:
+    """The best arm's pictures at its first, a middle and its last step: a row per image."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for arm in ranking.arms[:1]:
+        by_key: dict[str, dict[int, Path]] = {}
+        for job in by_arm.get(arm.arm, ())[:1]:
+            for one in map(runs.picture, pictures.get(job.id, ())):
+                by_key.setdefault(one.key, {})[one.step] = one.path
+        shown = [key for key in sorted(by_key) if len(by_key[key]) > 2]
+        shown = [key for key in shown if "attention" not in key][:1] + [
+            key for key in shown if "attention" in key
+        ][:1]
+        for key in shown:
+            steps = sorted(by_key[key])
+            for step in (steps[0], steps[len(steps) // 2], steps[-1]):
+                width = SHEET_WIDTH // 2 if "attention" in key else PICTURE_WIDTH // 2
+                if data := embed(by_key[key][step], width):
+                    heading = f"{_heading(key)}, {arm.arm} as it trains"
+                    rows.setdefault(heading, []).append({"caption": f"step {step}", "data": data})
     return rows
 
 

@@ -14,13 +14,16 @@ from html import escape
 from ablate import wording
 from ablate.arm import RankedArm
 from ablate.rank import COST, Ranking
+from ablate.stats import scale_of
 
-STEP, LEFT, TOP, HEIGHT, BOTTOM = 104, 60, 36, 210, 16
-"""px of the SVG's own coordinates: between axes, beside them, above, of them, below."""
+LEFT, TOP, HEIGHT, BOTTOM = 60, 36, 210, 16
+"""px of the SVG's own coordinates: beside the axes, above, of them, below."""
+WIDTH, CLOSEST, FARTHEST = 1150, 104, 190
+"""px; the axes share a page's breadth, but stand neither too close nor too far apart."""
 SPREAD = 16.0
 """px over which the lines through one level are spread, so that they can be told apart."""
 DECADES = 10.0
-"""Readings that span more are on a logarithmic axis."""
+"""Readings compared as ratios that span more are on a logarithmic axis."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,9 @@ def axes_of(ranking: Ranking) -> list[Axis]:
             if read.verdict != "not testable" and read.readings[0].value is not None:
                 values[arm.arm] = read.readings[0].value.mean
         first = criterion.readings[0]
-        axes += _of_numbers(wording.name(first.metric), values, first.threshold)
+        axes += _of_numbers(first.metric, values, first.threshold)
     costs = {arm.arm: arm.metrics[COST].mean for arm in arms if COST in arm.metrics}
-    return [*axes, *_of_numbers("seconds", costs, None)]
+    return [*axes, *_of_numbers(COST, costs, None)]
 
 
 def parallel_coordinates(ranking: Ranking, axes: Sequence[Axis]) -> str:
@@ -67,7 +70,8 @@ def parallel_coordinates(ranking: Ranking, axes: Sequence[Axis]) -> str:
     arms = [arm for arm in ranking.arms if arm.seeds]
     if len(axes) < 2 or len(arms) < 2:
         return ""
-    width = 2 * LEFT + STEP * (len(axes) - 1)
+    step = _step(axes)
+    width = 2 * LEFT + step * (len(axes) - 1)
     height = TOP + HEIGHT + BOTTOM
     parts = [
         f'<svg id="parallel" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
@@ -77,7 +81,7 @@ def parallel_coordinates(ranking: Ranking, axes: Sequence[Axis]) -> str:
     for index, arm in reversed(list(enumerate(arms))):  # the best on top
         offset = SPREAD * (index / (len(arms) - 1) - 0.5)
         parts += [_line(arm, axes, ranking, offset)]
-    parts += [_axis(index, axis) for index, axis in enumerate(axes)]
+    parts += [_axis(index, LEFT + step * index, axis) for index, axis in enumerate(axes)]
     return "".join([*parts, "</svg>"])
 
 
@@ -87,12 +91,12 @@ def _of_levels(factor: str, levels: Sequence[str], arms: Sequence[RankedArm]) ->
     return Axis(factor, ticks, {arm.arm: place[arm.levels[factor]] for arm in arms}, True)
 
 
-def _of_numbers(name: str, values: Mapping[str, float], threshold: float | None) -> list[Axis]:
+def _of_numbers(metric: str, values: Mapping[str, float], threshold: float | None) -> list[Axis]:
     """An axis from the least to the greatest value; none where they do not differ."""
     low, high = min(values.values(), default=0.0), max(values.values(), default=0.0)
     if not low < high:
         return []
-    log = low > 0 and high > DECADES * low
+    log = scale_of(metric) == "ratio" and low > 0 and high > DECADES * low
     scale = math.log if log else float
 
     def place(value: float) -> float:
@@ -102,11 +106,12 @@ def _of_numbers(name: str, values: Mapping[str, float], threshold: float | None)
     ticks = tuple((place(v), wording.number(v, 2)) for v in (low, middle, high))
     limit = place(threshold) if threshold is not None and low <= threshold <= high else None
     places = {arm: place(value) for arm, value in values.items()}
-    return [Axis(name, ticks, places, False, limit, low, high, log)]
+    return [Axis(wording.name(metric), ticks, places, False, limit, low, high, log)]
 
 
-def _x(index: int) -> int:
-    return LEFT + STEP * index
+def _step(axes: Sequence[Axis]) -> int:
+    """Px between axes."""
+    return min(max((WIDTH - 2 * LEFT) // (len(axes) - 1), CLOSEST), FARTHEST)
 
 
 def _y(place: float) -> float:
@@ -115,13 +120,13 @@ def _y(place: float) -> float:
 
 def _line(arm: RankedArm, axes: Sequence[Axis], ranking: Ranking, offset: float) -> str:
     """A path over the axes, broken where a value is missing; places as data for the script."""
-    path, joined, data = [], False, []
+    path, joined, data, step = [], False, [], _step(axes)
     for index, axis in enumerate(axes):
         place = axis.places.get(arm.arm)
         data.append("-" if place is None else f"{place:.4f}")
         if place is not None:
             y = round(_y(place) + (offset if axis.levels else 0), 1)
-            path.append(f"{'L' if joined else 'M'}{_x(index)} {y}")
+            path.append(f"{'L' if joined else 'M'}{LEFT + step * index} {y}")
         joined = place is not None
     kind = "best" if arm.rank == 1 else "base" if arm.arm == ranking.base else ""
     said = f"{arm.rank}. {arm.arm}"
@@ -131,8 +136,7 @@ def _line(arm: RankedArm, axes: Sequence[Axis], ranking: Ranking, offset: float)
     )
 
 
-def _axis(index: int, axis: Axis) -> str:
-    x = _x(index)
+def _axis(index: int, x: int, axis: Axis) -> str:
     ticks = "".join(
         f'<text x="{x + 5}" y="{_y(place) + 4}" class="tick">{escape(_cut(text))}</text>'
         for place, text in axis.ticks

@@ -144,9 +144,8 @@ class Recorder:
         state = json.dumps(runs.view_state(self.study, ranking))
         key = f"mlflow.sharedViewState.{runs.SHARE_KEY}"
         self._client.set_experiment_tag(self._experiment, key, state)
-        self._client.set_experiment_tag(
-            self._experiment, "mlflow.note.content", runs.note(self.study.question)
-        )
+        text = runs.note(runs.description(self.study, ranking))
+        self._client.set_experiment_tag(self._experiment, "mlflow.note.content", text)
 
     def close(self) -> None:
         """Write what waits and close the execution; jobs without a result stand as killed."""

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from ablate import charts, runs, wording
 from ablate.arm import RankedArm
-from ablate.gallery import gallery
+from ablate.gallery import gallery, over_steps
 from ablate.nouns import Job, Plan, Result, Study
 from ablate.parallel import axes_of, parallel_coordinates
 from ablate.rank import COST, PX_ERROR, Ranking
-from ablate.stats import Effect
+from ablate.stats import Effect, scale_of
 
 if TYPE_CHECKING:
     import jinja2
@@ -64,7 +64,7 @@ def render_report(
         "groups": [{**group, "charts": _forests(group["effects"])} for group in values["groups"]],
         "curves": _curves(study, ranking, shown, by_arm, histories),
         "curves_left": max(0, len(ranking.arms) - len(shown)),
-        "gallery": gallery(ranking, by_arm, pictures),
+        "gallery": gallery(ranking, by_arm, pictures) | over_steps(ranking, by_arm, pictures),
         "cost": _cost(ranking, results),
         "interactions": [(pair, Markup(charts.interaction(pair))) for pair in ranking.interactions],
         **_parallel(ranking),
@@ -125,13 +125,15 @@ def _common(
     terms: dict[str, dict[str, Any]] = {}
     for term in ranking.variance:
         terms.setdefault(term.metric, {})[term.term] = term
+    head, said = wording.headline(ranking), wording.sentences(ranking)
     base = next((job for job in plan.jobs if job.arm == ranking.base), None)
     settings = base or (plan.jobs[0] if plan.jobs else None)
     return {
         "study": study,
         "plan": plan,
         "ranking": ranking,
-        "sentences": wording.sentences(ranking),
+        "headline": head,
+        "findings": [line for line in said if line not in head],
         "legend": wording.LEGEND.replace("  ", ", "),
         "criteria": [{"title": title} for title in titles],
         "done": states["done"],
@@ -259,8 +261,10 @@ def _cost(ranking: Ranking, results: Mapping[str, Result]) -> dict[str, Any]:
             if own.verdict != "not testable" and read.value is not None
         ]
         if len({point[2] for point in points}) > 1:
-            name = wording.name(criterion.readings[0].metric)
-            drawn.append(Markup(charts.trade_off(points, "seconds per job", name)))
+            metric = criterion.readings[0].metric
+            ratios = scale_of(metric) == "ratio"
+            chart = charts.trade_off(points, "seconds per job", wording.name(metric), ratios)
+            drawn.append(Markup(chart))
     return {"total": _duration(total), "rows": rows, "names": names, "charts": drawn}
 
 

@@ -103,6 +103,12 @@ def note(text: str) -> str:
     return html.escape(text[:TAG_LIMIT], quote=False)
 
 
+def description(study: Study, ranking: Ranking) -> str:
+    """What stands over the runs table: question, answer, and what must be known to compare."""
+    notes = [f"Note: {note}." for note in ranking.notes]
+    return "\n\n".join([study.question, *wording.headline(ranking), *notes])
+
+
 def recorded_digest(value: Any) -> str:
     """Digest of what a run shows."""
     form = asdict(value) if isinstance(value, Result) else value

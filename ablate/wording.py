@@ -130,8 +130,8 @@ def _joint(pair: Interaction) -> str:
     if not pair.joint:
         return ""
     own = min(pair.joint, key=lambda joint: joint.p)
-    alone = "what each does alone" if own.scale == "difference" else "the product of both alone"
-    return f"; {own.level} with {own.other}: {joint_amount(own)} against {alone}"
+    alone = "beyond the sum" if own.scale == "difference" else "of the product"
+    return f"; {own.level} with {own.other}: {joint_amount(own)} {alone} of each alone"
 
 
 def effect_line(effect: Effect) -> str:
@@ -171,6 +171,14 @@ def sentences(ranking: Ranking) -> list[str]:
         for pair in sorted(ranking.interactions, key=lambda pair: -pair.share)[:NAMED]
     ]
     return [*said, *levers(ranking), *pairs]
+
+
+def headline(ranking: Ranking) -> list[str]:
+    """The answer in a sentence or two: who meets the criteria, and what moves px most."""
+    said = sentences(ranking)
+    moves = [line for line in levers(ranking) if line.startswith(("Strongest", "Nothing"))]
+    px = [line for line in moves if " px error" in line.partition(":")[0]]
+    return [*said[:1], *(px or moves)[:1]]
 
 
 def levers(ranking: Ranking) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from ablate import runs
+from ablate.attachments import lay_out
 from ablate.ledger import Ledger
 from ablate.nouns import Plan, Study
 from ablate.rank import Ranking, judge, rank
@@ -171,6 +172,14 @@ def test_the_saved_view_shows_levels_and_criteria(recorded):
     assert {"params.`tokens`", "metrics.`final/px_error`"} <= set(view["selectedColumns"])
 
 
+def test_the_table_says_that_losses_of_other_tokenizers_are_others(recorded):
+    experiment = connect(recorded.ledger.out).get_experiment(recorded.experiment)
+    said = experiment.tags["mlflow.note.content"]
+    assert said.startswith("Which change makes LaneLM &lt;learn&gt; &amp; why?")
+    assert "No configuration surely meets all 4 criteria" in said
+    assert "raw losses across tokenizers are not comparable" in said
+
+
 def test_rebuilding_again_changes_nothing(recorded, capfd):
     before = {run.info.run_id for run in recorded.runs()}
     rebuild(recorded.study, recorded.plan, recorded.ledger, recorded.ranking)
@@ -293,6 +302,15 @@ def test_the_last_picture_stands_with_the_final_readings():
         ("o_100.png", "pictures/o", 100),
         ("o_200.png", "pictures/o", 200),
     ]
+
+
+def test_small_pictures_are_linked_not_made_anew(tmp_path):
+    path = tmp_path / "overlay_step000100.webp"
+    path.write_bytes(b"a webp")
+    lay_out(tmp_path / "run", runs.gallery([runs.picture(path)]), [], 1)
+    files = sorted((tmp_path / "run" / "images").iterdir())
+    assert [file.name.endswith("+compressed.webp") for file in files] == [True, False]
+    assert all(file.samefile(path) for file in files)
 
 
 def test_pictures_carry_their_step(tmp_path):

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from ablate import charts, wording
-from ablate.gallery import embed
+from ablate.gallery import embed, over_steps
 from ablate.nouns import Design, Plan
 from ablate.parallel import axes_of, parallel_coordinates
 from ablate.rank import judge, rank
@@ -166,6 +166,28 @@ def test_charts_and_pictures_are_inside(both, page):
     assert "currentColor" in text
     assert charts.INK not in text
     assert len(page.ids) == len(set(page.ids))  # clip paths of one chart do not cut another
+
+
+def test_the_best_arm_is_shown_as_it_trains(tmp_path):
+    study = synthetic.study()
+    plan = synthetic.plan(study)
+    ranking = rank(study, plan.jobs, synthetic.results(plan))
+    best = next(job for job in plan.jobs if job.arm == ranking.arms[0].arm)
+    paths = [tmp_path / f"{key}_step{step:06d}.webp" for key in "ab" for step in (0, 10, 20, 30)]
+    for path in paths:
+        synthetic.draw(path, 3)
+    rows = over_steps(ranking, {best.arm: [best]}, {best.id: paths})
+    ((heading, row),) = rows.items()  # of one key, and of its attention where there is any
+    assert heading == f"a, {best.arm} as it trains"
+    assert [picture["caption"] for picture in row] == ["step 0", "step 20", "step 30"]
+    assert over_steps(ranking, {best.arm: [best]}, {best.id: paths[:2]}) == {}
+
+
+def test_the_answer_comes_first_and_the_rest_after_the_ranking(page):
+    place = page.text.index
+    assert place("No configuration meets all 4") < place("Strongest lever on px error")
+    assert place("Strongest lever on px error") < place("Values are means over seeds")
+    assert place("Values are means over seeds") < place("Strongest lever on loss")
 
 
 def test_markdown_has_a_table_row_per_arm(both):
