@@ -153,7 +153,7 @@ def run(
     display = make_display()
     try:
         recorder = partial(_recorder, asked)
-        summary = run(asked.study, plan, out, options, display, recorder, conclude)
+        summary = run(asked.study, plan, out, options, display, recorder, conclude, asked.grow)
     finally:
         display.close()
         if made:  # also when what follows the ranking failed

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ablate.nouns import Gate, Job, Result, Study
-from ablate.stats import FACTOR, Effect, contrasts, job_frame
+from ablate.stats import FACTOR, Effect, contrasts, job_frame, path_effects
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,6 +46,7 @@ def compare(
     jobs: Sequence[Job],
     results: Mapping[str, Result],
     gates: Mapping[str, Sequence[Gate]],
+    walked: Sequence[str] = (),
 ) -> Comparison:
     """Compare arms with the base, with the best, or all with all, as the designs allow.
 
@@ -54,9 +55,10 @@ def compare(
         jobs: of its plan.
         results: by job id.
         gates: by job id; a failed one voids what it makes meaningless.
+        walked: labels of an ablation path's arms.
     """
     metrics = list(dict.fromkeys(k.metric for c in study.criteria for k in c.conditions))
-    frame = job_frame(jobs, results, _void(study, gates))
+    frame = job_frame(jobs, results, {job: void_metrics(study, own) for job, own in gates.items()})
     levels = _levels(jobs)
     designs = {design.name for design in study.designs}
     base, best = _label(levels, study.base_levels), None
@@ -67,6 +69,7 @@ def compare(
     interactions: list[Interaction] = []
     if base is not None and designs & {"one_at_a_time", "list", "paths"}:
         effects += contrasts(frame, levels, base, metrics, "one at a time", study.zipped)
+    effects += path_effects(frame, levels, walked, metrics, study.zipped)
     if best is not None:
         effects += contrasts(frame, levels, best, metrics, "leave one out", study.zipped)
     if designs & {"factorial", "fractional"}:
@@ -97,19 +100,10 @@ def best_levels(study: Study) -> dict[str, str]:
     return {f.name: named.get(f.name, f.levels[-1].name) for f in study.factors}
 
 
-def _void(study: Study, gates: Mapping[str, Sequence[Gate]]) -> dict[str, set[str]]:
-    """By job, the metrics of the criteria that its failed gates void."""
-    of_criterion = {c.name: [k.metric for k in c.conditions] for c in study.criteria}
-    return {
-        job_id: {
-            metric
-            for gate in own
-            if gate.verdict == "failed"
-            for name in gate.voids
-            for metric in of_criterion.get(name, ())
-        }
-        for job_id, own in gates.items()
-    }
+def void_metrics(study: Study, gates: Iterable[Gate]) -> set[str]:
+    """The metrics of the criteria that a job's failed gates void."""
+    failed = {name for gate in gates if gate.verdict == "failed" for name in gate.voids}
+    return {k.metric for c in study.criteria if c.name in failed for k in c.conditions}
 
 
 def _crossed(study: Study, frame: pd.DataFrame) -> tuple[list[str], dict[str, str]]:

@@ -13,10 +13,12 @@ from ablate.nouns import Plan, Result, Study
 from ablate.rank import Ranking, judge, rank
 
 
-def results_of(plan: Plan, ledger: Ledger) -> dict[str, Result]:
-    """The results that there are, by job id."""
+def results_of(study: Study, plan: Plan, ledger: Ledger) -> dict[str, Result]:
+    """The results that there are, by job id; what the study does not take for its own is not."""
     found = {job.id: ledger.result(job.id) for job in plan.jobs}
-    return {job_id: result for job_id, result in found.items() if result is not None}
+    return {
+        k: result for k, result in found.items() if result is not None and study.accepts(result)
+    }
 
 
 def rank_study(study: Study, plan: Plan, core: Core, results: Mapping[str, Result]) -> Ranking:
@@ -29,7 +31,8 @@ def rank_study(study: Study, plan: Plan, core: Core, results: Mapping[str, Resul
         gates=gates,
         findings=findings,
         core_hash=core.source_hash(),
-        design=plan.notes,
+        design=(*plan.notes, *plan.more),
+        walked=plan.walked,
     )
 
 

@@ -200,6 +200,7 @@ class LaneLMCore:
 
     def __init__(self) -> None:
         self._splits: dict[str, Any] = {}
+        self._checked: set[str] = set()
         self._read: dict[str, dict[str, str]] = {}
         self._channels: dict[str, tuple[int, int, int]] = {}
         self._sizes: dict[tuple[Any, ...], dict[str, float]] = {}
@@ -249,6 +250,9 @@ class LaneLMCore:
             scenes.setdefault(repr(config.data), config.data)
             if config.backbone.checkpoint is not None:  # the others need nothing from outside
                 backbones.setdefault(repr(config.backbone), config.backbone)
+        for known in self._checked:  # an adaptive design asks again for each of its arms
+            scenes.pop(known, None)
+            backbones.pop(known, None)
         try:
             for data in scenes.values():
                 check_scenes(self._refs(data), data)
@@ -256,6 +260,7 @@ class LaneLMCore:
                 from model.backbone import make_pyramid  # torch takes seconds to import
 
                 make_pyramid(backbone)
+            self._checked |= {*scenes, *backbones}
         except (DataError, CheckpointError) as error:
             raise CoreError(str(error)) from None
 

@@ -90,6 +90,8 @@ class Arm:
     label: str
     levels: Mapping[str, str]
     design: str = ""
+    settings: Settings = field(default_factory=dict, repr=False)
+    """What it sets beside its levels: the values of a search's ranges."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,10 @@ class Study:
                 return factor
         raise KeyError(name)
 
+    def accepts(self, result: Result) -> bool:
+        """Whether a result in the ledger is one of this study, so that its job need not run."""
+        return True
+
     @property
     def base_levels(self) -> dict[str, str]:
         """The base arm: each factor's first level unless a design names its base."""
@@ -240,6 +246,10 @@ class Plan:
     jobs: list[Job]
     notes: tuple[str, ...] = ()
     """What a reader of the designs must know, e.g. the aliases of a fractional one."""
+    walked: tuple[str, ...] = ()
+    """Labels of the arms of an ablation path, from the base on."""
+    more: tuple[str, ...] = ()
+    """What is to come of adaptive designs, whose further arms follow from results."""
 
     @property
     def arms(self) -> tuple[Arm, ...]:

@@ -69,6 +69,7 @@ def plan_json(
         ],
         "estimate": guess.to_json(),
         "notes": list(plan.notes),
+        "more": list(plan.more),
     }
 
 
@@ -115,7 +116,7 @@ def plan_summary(study: Study, plan: Plan, state: Mapping[str, str], guess: Esti
     ]
     if len(plan.jobs) > ROWS:
         lines.insert(0, f"... and {len(plan.jobs) - ROWS:,} more (--json lists all)")
-    return "\n".join([*lines, *estimate_lines(guess), *plan.notes])
+    return "\n".join([*lines, *estimate_lines(guess), *plan.more, *plan.notes])
 
 
 def estimate_lines(guess: Estimate) -> list[str]:
@@ -175,6 +176,7 @@ def status_json(
         ],
         "older_code": sum(result.code.get("core") != core_hash for _, result in ends),
         "estimate": guess.to_json(),
+        "more": list(plan.more),
         "warnings": list(ledger.warnings),
     }
 
@@ -197,7 +199,7 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
     if guess["to_run"] and guess["seconds"] is not None:
         crew = _many(guess["workers"], "worker")
         lines.append(f"about {duration(guess['seconds'])} to go with {crew}")
-    return [*lines, *status["warnings"]]
+    return [*lines, *status["more"], *status["warnings"]]
 
 
 def _last_step(ledger: Ledger, job: Job) -> int | None:

@@ -11,8 +11,8 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property, partial
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,26 +22,21 @@ from ablate.designs import DESIGNS, axes_of, constrained
 from ablate.nouns import Arm, Job, Level, Options, Plan, Settings, Study, StudyError
 from ablate.reader import parse_sets
 
+Made = tuple[Arm, Any, Mapping[str, str], Mapping[str, float]]
+"""An arm, its config, the content hashes of what it reads, its size."""
+
 
 def plan(study: Study, options: Options | None = None) -> Plan:
     """Make the jobs of a study, each once, and look at all their data.
 
+    Of an adaptive design they are those that the results in the ledger lead to.
+
     Raises:
         StudyError: one line: a setting, design or data set that cannot be.
     """
-    options = options or Options()
-    core = load_core(study.core)
-    cache = options.out.absolute() / "cache"
-    arms, configs = _arms_and_configs(core, study, options)
-    try:
-        core.check(configs)
-        read = [core.fingerprints(config, cache) for config in configs]
-        sizes = [Size(partial(core.describe, config)) for config in configs]
-    except CoreError as error:
-        raise StudyError(f"{study.source}: {error}") from None
-    except OSError as error:
-        raise StudyError(f"{error.filename or cache}: {error.strerror or error}") from None
-    return _plan(core, study, arms, configs, read, sizes)
+    from ablate.planner import Planner
+
+    return Planner(study, options or Options()).plan()
 
 
 def plan_unread(study: Study, options: Options) -> Plan:
@@ -51,28 +46,19 @@ def plan_unread(study: Study, options: Options) -> Plan:
         StudyError: one line: a setting or design that cannot be.
     """
     core = load_core(study.core)
-    arms, configs = _arms_and_configs(core, study, options)
-    nothing: list[Mapping[str, Any]] = [{}] * len(arms)
-    return _plan(core, study, arms, configs, nothing, nothing)
-
-
-def _arms_and_configs(core: Core, study: Study, options: Options) -> tuple[list[Arm], list[Any]]:
+    if adaptive := [design.name for design in study.designs if design.name not in DESIGNS]:
+        raise StudyError(f"{study.source}: design: {adaptive[0]} needs its run folder (--out)")
     arms = arms_of(study)
-    configs = [_config(core, study, arm, options) for arm in arms]
-    _refuse_unused(core, study, arms)
-    return arms, configs
+    configs = [config_of(core, study, arm, options) for arm in arms]
+    refuse_unused(core, study, arms)
+    made: list[Made] = [(arm, config, {}, {}) for arm, config in zip(arms, configs, strict=True)]
+    return Plan(jobs_of(core, study, made), notes_of(study))
 
 
-def _plan(
-    core: Core,
-    study: Study,
-    arms: Sequence[Arm],
-    configs: Sequence[Any],
-    read: Sequence[Mapping[str, str]],
-    sizes: Sequence[Mapping[str, float]],
-) -> Plan:
+def jobs_of(core: Core, study: Study, made: Iterable[Made]) -> list[Job]:
+    """A job a seed of every arm, each once; an arm that comes to the same settings is noted."""
     jobs: dict[str, Job] = {}
-    for arm, config, fingerprints, size in zip(arms, configs, read, sizes, strict=True):
+    for arm, config, fingerprints, size in made:
         settings, identity = core.settings(config), core.identity(config)
         load = core.workload(config)
         for seed in study.seeds:
@@ -84,7 +70,7 @@ def _plan(
             jobs[key] = Job(
                 key, arm.label, arm.levels, seed, flat, arm.design, (), size, fingerprints, load
             )
-    return Plan(list(jobs.values()), notes_of(study))
+    return list(jobs.values())
 
 
 class Size(Mapping[str, float]):
@@ -133,7 +119,7 @@ def job_id(
 
 
 def arms_of(study: Study) -> list[Arm]:
-    """The distinct arms of all designs, constraints applied, each with a label of its own.
+    """The distinct arms of all fixed designs, constraints applied, each with its own label.
 
     Raises:
         StudyError: a design that the factors do not allow, or no arm left.
@@ -142,6 +128,8 @@ def arms_of(study: Study) -> list[Arm]:
     found: dict[tuple[str, ...], Arm] = {}
     labels: set[str] = set()
     for design in study.designs:
+        if design.name not in DESIGNS:  # adaptive: its arms follow from results
+            continue
         try:
             arms = DESIGNS[design.name](axes, **design.options)
         except StudyError as error:
@@ -153,7 +141,7 @@ def arms_of(study: Study) -> list[Arm]:
             label = arm.label if arm.label not in labels else "/".join(key)
             labels.add(label)
             found[key] = Arm(label, arm.levels, design.name)
-    if not found:
+    if not found and all(design.name in DESIGNS for design in study.designs):
         raise StudyError(f"{study.source}: exclude/only: no arm is left")
     return list(found.values())
 
@@ -184,10 +172,11 @@ def _levels_settings(study: Study, arm: Arm) -> dict[str, Any]:
                 )
             settings[path] = value
             owner[path] = f"{factor.name}={level}"
-    return settings
+    return {**settings, **arm.settings}
 
 
-def _config(core: Core, study: Study, arm: Arm, options: Options) -> Any:
+def config_of(core: Core, study: Study, arm: Arm, options: Options) -> Any:
+    """The config of an arm. Raises StudyError with the place of the fault."""
     settings = {**study.base, **_levels_settings(study, arm), "seed": study.seeds[0]}
     try:
         return core.build(settings)
@@ -217,7 +206,7 @@ def _blame(core: Core, study: Study, arm: Arm) -> str:
     return f"arm {arm.label!r}"
 
 
-def _refuse_unused(core: Core, study: Study, arms: list[Arm]) -> None:
+def refuse_unused(core: Core, study: Study, arms: list[Arm]) -> None:
     """A level that no arm uses must still be one that could be: its settings may be misspelt."""
     used = {(name, level) for arm in arms for name, level in arm.levels.items()}
     for factor in study.factors:

@@ -102,13 +102,20 @@ class Progress:
     def begin(self, results: Mapping[str, Result], waiting: Iterable[str]) -> None:
         """Take what earlier runs left and what this one is to do."""
         for job_id in waiting:
-            self._waiting[job_id] = shape(self.jobs[job_id])
-            self._effort.setdefault(self._waiting[job_id], effort(self.jobs[job_id]))
-        self._queue.update(self._waiting.values())
+            key = self._waiting[job_id] = shape(self.jobs[job_id])
+            self._queue[key] += 1
+            self._effort.setdefault(key, effort(self.jobs[job_id]))
         for job_id, result in results.items():
             if job_id not in self._waiting:
                 self._take(result)
                 self._time(job_id, result.metrics.get("cost/seconds"))
+
+    def extend(
+        self, jobs: Iterable[Job], results: Mapping[str, Result], waiting: Iterable[Job]
+    ) -> None:
+        """Take jobs that an adaptive design added."""
+        self.jobs |= {job.id: job for job in jobs}
+        self.begin(results, [job.id for job in waiting])
 
     @property
     def busy(self) -> bool:

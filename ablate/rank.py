@@ -98,6 +98,7 @@ def rank(
     findings: Mapping[str, Sequence[Finding]] | None = None,
     core_hash: str | None = None,
     design: Sequence[str] = (),
+    walked: Sequence[str] = (),
 ) -> Ranking:
     """Rank the arms of a study by its criteria, and compare them.
 
@@ -109,6 +110,7 @@ def rank(
         findings: by job id (`judge`).
         core_hash: hash of today's core sources; results of other sources are named in the notes.
         design: notes of the plan.
+        walked: labels of an ablation path's arms.
     """
     gates, findings = gates or {}, findings or {}
     grouped: dict[str, list[Job]] = {}
@@ -116,7 +118,7 @@ def rank(
         grouped.setdefault(job.arm, []).append(job)
     read = [read_arm(study.criteria, own, results, gates, findings) for own in grouped.values()]
     arms = _in_order(read)
-    found = compare(study, jobs, results, gates)
+    found = compare(study, jobs, results, gates, walked)
     return Ranking(
         study=study.name,
         question=study.question,

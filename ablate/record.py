@@ -81,6 +81,10 @@ class Recorder:
             if progress:
                 progress(done + 1, len(plan.jobs))
 
+    def planned(self, plan: Plan) -> None:
+        """Take the plan with the jobs that an adaptive design added."""
+        self._plan = plan
+
     def job_started(self, job: Job) -> None:
         """Open the job's run; what an earlier attempt or older code left of it goes away."""
         if job.id not in self._live and not self._is_recorded(job):

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ablate.costs import CostCache
     from ablate.estimate import Estimate
     from ablate.ledger import Ledger
+    from ablate.planner import Planner
     from ablate.rank import Ranking
 
 RUNS = Path("runs")
@@ -88,13 +89,22 @@ class Request:
         return dataclasses.replace(study, name=f"{study.name}@{self.table.stem}")
 
     @cached_property
-    def plan(self) -> Plan:
-        from ablate.study import plan
+    def planner(self) -> Planner:
+        from ablate.planner import Planner
 
+        return Planner(self.study, self.options)
+
+    @cached_property
+    def plan(self) -> Plan:
         if self.table is not None:
             return self._tabled[0]
         with patience("Reading the study, its data and weights ..."):
-            return plan(self.study, self.options)
+            return self.planner.plan()
+
+    def grow(self, results: Mapping[str, Result], slots: int) -> Plan:
+        """Plan again with what has ended by now; the plan is then that."""
+        self.plan = self.planner.plan(results.get, slots)
+        return self.plan
 
     @cached_property
     def _tabled(self) -> tuple[Plan, dict[str, Result]]:
@@ -126,7 +136,7 @@ class Request:
 
         if self.table is not None:
             return self._tabled[1]
-        return results_of(self.plan, self.ledger)
+        return results_of(self.study, self.plan, self.ledger)
 
     @cached_property
     def state(self) -> dict[str, str]:

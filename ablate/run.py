@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 Conclude = Callable[[Mapping[str, Result]], tuple["Ranking", Sequence[Path]]]
 """Results -> the ranking and the files of the answer."""
 
+Grow = Callable[[Mapping[str, Result], int], Plan]
+"""Results, and jobs that could start now -> the plan, with the arms that follow from results."""
+
 PRELOAD = ("ablate.worker", "ablate.cli")
 """What workers need beside their core; the second is what `ablate` itself runs as."""
 
@@ -85,6 +88,7 @@ def run(
     display: Display,
     make_recorder: Callable[[], Recorder] | None = None,
     conclude: Conclude | None = None,
+    grow: Grow | None = None,
 ) -> RunSummary:
     """Run the jobs of a plan that have not ended yet.
 
@@ -96,6 +100,7 @@ def run(
         display: where to show it.
         make_recorder: makes the record's writer, called in a thread of its own; None: no record.
         conclude: called with the results once all jobs have ended, while `out` is still held.
+        grow: asked for the plan again whenever jobs have ended, where it has adaptive designs.
 
     Raises:
         LockHeld: another coordinator works in `out`.
@@ -107,7 +112,7 @@ def run(
     ledger = Ledger(out)
     with ledger.lock(), stop_signals() as stop:
         coordinator = _Coordinator(
-            study, plan, ledger, options, display, stop, make_recorder, conclude
+            study, plan, ledger, options, display, stop, make_recorder, conclude, grow
         )
         return coordinator.run(begin)
 
@@ -143,18 +148,21 @@ class _Coordinator:
     stop: StopFlag
     make_recorder: Callable[[], Recorder] | None
     conclude: Conclude | None
+    grow: Grow | None
     trained: list[str] = field(default_factory=list)
     kin: dict[str, tuple[str | None, int]] = field(default_factory=dict)
     """Which jobs can train as one model, and how many at most."""
     running: dict[str, _Followed] = field(default_factory=dict)
     cohorts: dict[str, list[_Followed]] = field(default_factory=dict)
     """The jobs of each task under way, by its lead."""
+    news: bool = True
+    """Whether a job has ended since adaptive designs were asked."""
 
     def run(self, begin: float) -> RunSummary:
         self.core: Core = load_core(self.study.core)
         self.code = describe_code(self.study.core)
         self.jobs = {job.id: job for job in self.plan.jobs}
-        results = {job_id: self.ledger.result(job_id) for job_id in self.jobs}
+        results = {job_id: self._result(job_id) for job_id in self.jobs}
         ended = {job_id: result for job_id, result in results.items() if result is not None}
         todo = sorted((j for j in self.plan.jobs if self._due(results[j.id])), key=_longest_first)
         for line in self.ledger.warnings:
@@ -167,7 +175,7 @@ class _Coordinator:
         self.progress = Progress(self.plan.jobs, self.study.criteria)
         self.progress.begin(ended, [job.id for job in todo])
         self.scribe = Scribe(self.make_recorder, self.display.say)
-        if todo:
+        if todo or self.plan.more:
             self._train(todo)
         self.scribe.begin(self.plan)
         if self.conclude is not None and not self.stop.asked:
@@ -178,7 +186,7 @@ class _Coordinator:
             dict(self.progress.results),
             missing,
             tuple(self.trained),
-            self.stop.asked and bool(missing),
+            self.stop.asked and bool(missing or self.plan.more),
             time.monotonic() - begin,
         )
 
@@ -259,8 +267,31 @@ class _Coordinator:
             reason = error.strerror or str(error)
             raise StudyError(f"{cache}: shared inputs cannot be kept ({reason})") from None
 
+    def _result(self, job_id: str) -> Result | None:
+        """The result in the ledger, where the study takes it for its own."""
+        result = self.ledger.result(job_id)
+        return result if result is not None and self.study.accepts(result) else None
+
+    def _grow(self, engine: Engine) -> None:
+        """Take the jobs that adaptive designs made of what has ended since they were asked."""
+        while self.news and self.grow is not None and self.plan.more and not self.stop.asked:
+            self.news = False
+            slots = max(engine.workers, 1) - len(self.waiting) - engine.pending()
+            self.plan = self.grow(self.progress.results, max(slots, 0))
+            new = [job for job in self.plan.jobs if job.id not in self.jobs]
+            self.jobs |= {job.id: job for job in new}
+            found = {job.id: self._result(job.id) for job in new}
+            todo = sorted((job for job in new if self._due(found[job.id])), key=_longest_first)
+            self.progress.extend(new, {k: r for k, r in found.items() if r is not None}, todo)
+            self.news = len(todo) < len(new)  # some had run before, for another study
+            self.scribe.tell("planned", self.plan)
+            if todo:
+                self._prepare(todo, self.ledger.out / "cache")
+                self.waiting += [_Followed(job) for job in todo]
+
     def _loop(self, engine: Engine) -> None:
         stopping = False
+        self._grow(engine)
         while self.waiting or engine.pending():
             if self.stop.asked and not stopping:
                 stopping = self.progress.stopping = True
@@ -275,6 +306,7 @@ class _Coordinator:
                 self._hear(notice)
             for followed in self.running.values():
                 self._follow(followed)
+            self._grow(engine)
             self.scribe.check()
             self.display.tick(self.progress)
 
@@ -346,6 +378,7 @@ class _Coordinator:
         now = time.monotonic()
         self.progress.ended(job.id, result, now)
         if result is not None:
+            self.news = True
             self.trained.append(job.id)
             self.display.ended(self.progress, job, result, now - followed.since)
             self.scribe.tell("job_finished", job, result, self.ledger.folder(job.id))

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, get_args
 
+from ablate.adaptive import Direction
 from ablate.designs import DESIGNS
 from ablate.nouns import Condition, Criterion, Design, Factor, Level, Match
 from ablate.strict_yaml import Entry, suggestion
 
 DISTINCT = 10
 """Characters in which the levels of a factor must differ: parallel plots show no more."""
+
+ADAPTIVE = {"paths": ("base", "best", "reading")}
+"""Designs whose arms follow from results (`ablate.planner`), and the options they take."""
+NAMES = (*DESIGNS, *ADAPTIVE)
 
 Levels = Mapping[str, tuple[str, ...]]
 """Factor -> names of its levels."""
@@ -78,40 +83,58 @@ def read_designs(entry: Entry, levels: Levels) -> tuple[Design, ...]:
     """One design or a list of them."""
     given = entry.items() if entry.is_list() else [entry]
     if not given:
-        raise entry.error(f"empty; allowed: {', '.join(DESIGNS)}")
+        raise entry.error(f"empty; allowed: {', '.join(NAMES)}")
     return tuple(_design(e, levels) for e in given)
 
 
 def _design(entry: Entry, levels: Levels) -> Design:
     if not entry.is_mapping():
-        return Design(_known(entry, entry.text(), "design", DESIGNS))
+        return Design(_known(entry, entry.text(), "design", NAMES))
     named = entry.entries()
     if len(named) != 1:
         raise entry.error(f"given {len(named)} names, must be one design a list item")
     ((name, given),) = named.items()
-    _known(entry, name, "design", DESIGNS)
+    _known(entry, name, "design", NAMES)
     if given.is_null():
         return Design(name)
     if name == "list":
         arms = {label: _level_choice(arm, levels) for label, arm in given.entries().items()}
         return Design(name, {"arms": arms})
-    parameters = inspect.signature(DESIGNS[name]).parameters.values()
-    allowed = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-    options: dict[str, Any] = {}
-    for option, value in given.entries(allowed).items():
-        if option == "resolution":
-            options[option] = value.typed(int, "a whole number: 3, 4, 5...")
-        elif option == "generators":
-            made = value.entries()
-            options[option] = {
-                _known(of, factor, "factor", levels): _names(of, levels)
-                for factor, of in made.items()
-            }
-        elif option == "factors":
-            options[option] = _names(value, levels)
-        else:
-            options[option] = _level_choice(value, levels)
-    return Design(name, options)
+    if name in DESIGNS:
+        parameters = inspect.signature(DESIGNS[name]).parameters.values()
+        allowed = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    else:
+        allowed = ADAPTIVE[name]
+    read = given.entries(allowed).items()
+    return Design(name, {option: _option(option, value, levels) for option, value in read})
+
+
+def _option(option: str, value: Entry, levels: Levels) -> Any:
+    """The value of a design's option."""
+    if option == "resolution":
+        return value.typed(int, "a whole number: 3, 4, 5...")
+    if option == "generators":
+        return {
+            _known(of, factor, "factor", levels): _names(of, levels)
+            for factor, of in value.entries().items()
+        }
+    if option == "factors":
+        return _names(value, levels)
+    if option == "reading":
+        return read_objective(value)
+    return _level_choice(value, levels)
+
+
+def read_objective(entry: Entry) -> dict[str, Direction]:
+    """The name of a reading, where less is better, or {reading: minimize or maximize}."""
+    if not entry.is_mapping():
+        return {entry.text(): "minimize"}
+    named = entry.entries()
+    if len(named) != 1:
+        raise entry.error(f"given {len(named)} readings, must be one")
+    ((name, given),) = named.items()
+    direction = _known(given, given.text(), "direction", get_args(Direction))
+    return {name: "maximize" if direction == "maximize" else "minimize"}
 
 
 def read_seeds(entry: Entry | None) -> tuple[int, ...]:

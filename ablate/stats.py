@@ -44,7 +44,7 @@ class Effect:
     With scale `ratio` the estimate is a ratio of geometric means, `against` being 1.
     """
 
-    kind: Literal["one at a time", "leave one out", "main effect"]
+    kind: Literal["one at a time", "leave one out", "along the path", "main effect"]
     metric: str
     factor: str
     level: str
@@ -224,11 +224,44 @@ def contrasts(
         kind: how the effects are named.
         zipped: groups of factors that vary together and count as one.
     """
+    pairs = [(arm, base, factors) for arm, factors in one_axis_apart(levels, base, zipped)]
+    return _paired(frame, levels, pairs, metrics, kind)
+
+
+def path_effects(
+    frame: pd.DataFrame,
+    levels: Mapping[str, Mapping[str, str]],
+    walked: Sequence[str],
+    metrics: Sequence[str],
+    zipped: Sequence[Sequence[str]] = (),
+) -> list[Effect]:
+    """Paired effects of each arm of an ablation path against the one before it.
+
+    The changes were chosen by what they did to one reading: of that one they are flattered.
+    """
+    pairs = [
+        (arm, before, factors)
+        for before, arm in itertools.pairwise(walked)
+        for found, factors in one_axis_apart(
+            {name: levels[name] for name in (before, arm)}, before, zipped
+        )
+        if found == arm
+    ]
+    return _paired(frame, levels, pairs, metrics, "along the path")
+
+
+def _paired(
+    frame: pd.DataFrame,
+    levels: Mapping[str, Mapping[str, str]],
+    pairs: Sequence[tuple[str, str, tuple[str, ...]]],
+    metrics: Sequence[str],
+    kind: Literal["one at a time", "leave one out", "along the path"],
+) -> list[Effect]:
+    """Effects of arms against others, which differ in the factors given; Holm within a metric."""
     effects: list[Effect] = []
-    neighbours = list(one_axis_apart(levels, base, zipped))
     for metric in metrics:
         family: list[Effect] = []
-        for arm, factors in neighbours if metric in frame else ():
+        for arm, base, factors in pairs if metric in frame else ():
             scale, differences, lost = paired_effect(frame, arm, base, metric)
             estimate, low, high = _back(differences, scale)
             family.append(

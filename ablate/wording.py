@@ -149,6 +149,7 @@ def effect_title(kind: str, ranking: Ranking) -> str:
     return {
         "one at a time": f"Each change alone, against {ranking.base}",
         "leave one out": f"Each change taken back, against {ranking.best}",
+        "along the path": "Each change along the path, against the step before it",
         "main effect": "Each level, averaged over the other factors",
     }[kind]
 

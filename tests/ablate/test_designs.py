@@ -3,7 +3,7 @@ import itertools
 
 import pytest
 
-from ablate import designs, fractions
+from ablate import designs, fractions, paths
 from ablate.designs import Axis, axes_of, constrained, factorial, leave_one_out, one_at_a_time
 from ablate.nouns import Factor, Level, StudyError
 
@@ -20,7 +20,7 @@ def factor(name, *levels):
     return Factor(name, tuple(Level(level, {}) for level in levels))
 
 
-@pytest.mark.parametrize("module", [designs, fractions])
+@pytest.mark.parametrize("module", [designs, fractions, paths])
 def test_worked_examples(module):
     outcome = doctest.testmod(module)
     assert outcome.attempted > 0

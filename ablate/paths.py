@@ -1,0 +1,135 @@
+"""The ablation path: from the base to the best, the most valuable change first. Pure.
+
+Each round tries every change that is left, alone, from where the path stands, and goes where the
+reading is best (Fawcett and Hoos, *Analysing differences between algorithm configurations through
+ablation*, 2016). k changes take k (k + 1) / 2 + 1 arms, where a factorial takes 2 ** k.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ablate.adaptive import Ask, Direction, Proposal
+from ablate.designs import Axis
+from ablate.nouns import Arm
+
+Score = Callable[[Arm], float | None]
+"""The reading of an arm, less is better, inf where it has none; None while it is not known."""
+
+
+@dataclass(frozen=True)
+class Path:
+    """A path as far as it has been walked."""
+
+    arms: tuple[Arm, ...]
+    """All that are needed so far: the base, then round by round the changes tried."""
+    walked: tuple[Arm, ...]
+    """The base and the arm that each round ended with."""
+    left: int
+    """Changes that are not made yet."""
+    blocked: tuple[str, ...] = ()
+    """Changes that no round may make: `exclude` or `only` leaves them out everywhere."""
+
+
+def path(
+    axes: Sequence[Axis],
+    score: Score,
+    *,
+    base: Mapping[str, str] | None = None,
+    best: Mapping[str, str] | None = None,
+    allowed: Callable[[Arm], bool] = lambda arm: True,
+) -> Path:
+    """Walk from the base (first levels unless named) to the best (last levels unless named).
+
+    A round ends when all its arms are known. A change whose arm has no reading (it diverged, it
+    failed) is made last; of equal ones the first factor's. A change that makes the reading worse is
+    made too: what the whole path says is how much each is worth, the harmful ones included.
+
+    >>> axes = [Axis.of("a", "0", "1"), Axis.of("b", "0", "1"), Axis.of("c", "0", "1")]
+    >>> worth = {"a": 3, "b": 5, "c": -1}
+    >>> def px(arm):  # b is worth most, then a; c harms
+    ...     return 10 - sum(worth[f] for f, level in arm.levels.items() if level == "1")
+    >>> found = path(axes, px)
+    >>> [arm.label for arm in found.arms]
+    ['base', '+a', '+b', '+c', '+b +a', '+b +c', '+b +a +c']
+    >>> [(arm.label, px(arm)) for arm in found.walked]
+    [('base', 10), ('+b', 5), ('+b +a', 2), ('+b +a +c', 3)]
+    >>> [arm.label for arm in path(axes, lambda arm: None).arms]  # nothing known yet
+    ['base', '+a', '+b', '+c']
+    """
+    here = [axis.default(base or {}, 0) for axis in axes]
+    goal = [axis.default(best or {}, -1) for axis in axes]
+    made: list[int] = []
+
+    def arm_of(changes: Sequence[int]) -> Arm:
+        levels: dict[str, str] = {}
+        for place, axis in enumerate(axes):
+            levels |= axis.choices[(goal if place in changes else here)[place]][1]
+        return Arm(" ".join(f"+{axes[place].name}" for place in changes) or "base", levels)
+
+    left = [place for place in range(len(axes)) if here[place] != goal[place]]
+    arms, walked = [arm_of([])], [arm_of([])]
+    while left:
+        round_ = [(place, arm_of([*made, place])) for place in left]
+        round_ = [(place, arm) for place, arm in round_ if allowed(arm)]
+        if not round_:
+            return Path(tuple(arms), tuple(walked), 0, tuple(axes[place].name for place in left))
+        arms += [arm for _, arm in round_]
+        scores = [(score(arm), place, arm) for place, arm in round_]
+        known = [(value, place, arm) for value, place, arm in scores if value is not None]
+        if len(known) < len(scores) or score(walked[0]) is None:
+            break
+        _, place, arm = min(known, key=lambda entry: entry[0])
+        made.append(place)
+        left.remove(place)
+        walked.append(arm)
+    return Path(tuple(arms), tuple(walked), len(left))
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The design `paths` of a study (`ablate.adaptive.Adaptive`)."""
+
+    axes: Sequence[Axis]
+    reading: str
+    """The metric whose mean over the seeds decides."""
+    direction: Direction = "minimize"
+    base: Mapping[str, str] | None = None
+    best: Mapping[str, str] | None = None
+    allowed: Callable[[Arm], bool] = lambda arm: True
+
+    def propose(self, tried: Ask, slots: int) -> Proposal:
+        """All arms of the rounds that results lead to; a round is run as a whole."""
+        sign = 1 if self.direction == "minimize" else -1
+
+        def score(arm: Arm) -> float | None:
+            found = tried(arm)
+            if found is None:
+                return None
+            mean = found.mean(self.reading)
+            return math.inf if mean is None else sign * mean
+
+        found = path(self.axes, score, base=self.base, best=self.best, allowed=self.allowed)
+        more = ""
+        if found.left:
+            more = (
+                f"paths: {len(found.walked) - 1} of {len(found.walked) - 1 + found.left} changes "
+                "made; what comes next follows from results"
+            )
+        return Proposal(found.arms, more, self._notes(found, tried), found.walked)
+
+    def _notes(self, found: Path, tried: Ask) -> tuple[str, ...]:
+        steps = []
+        for arm in found.walked:
+            outcome = tried(arm)
+            if outcome is not None:
+                mean = outcome.mean(self.reading)
+                last = arm.label.rsplit(" ", 1)[-1]
+                said = outcome.state if outcome.state != "done" else "no reading"
+                steps.append(f"{last} {said if mean is None else f'{mean:.4g}'}")
+        notes = [f"path on {self.reading}: {' -> '.join(steps)}"] if len(steps) > 1 else []
+        if found.blocked:
+            notes.append(f"path: exclude/only leave no way to change {', '.join(found.blocked)}")
+        return tuple(notes)
