@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ablate.nouns import Gate, Job, Result, Study
+from ablate.nouns import UNSEARCHED, Gate, Job, Result, Study
 from ablate.stats import FACTOR, Effect, contrasts, job_frame, path_effects
 
 if TYPE_CHECKING:
@@ -97,7 +97,8 @@ def best_levels(study: Study) -> dict[str, str]:
     named: dict[str, str] = {}
     for design in study.designs:
         named = {**dict(design.options.get("best") or {}), **named}
-    return {f.name: named.get(f.name, f.levels[-1].name) for f in study.factors}
+    levels = {f.name: named.get(f.name, f.levels[-1].name) for f in study.factors}
+    return {**levels, **dict.fromkeys(study.ranges, UNSEARCHED)}
 
 
 def void_metrics(study: Study, gates: Iterable[Gate]) -> set[str]:

@@ -10,6 +10,9 @@ from typing import Any, Literal
 Settings = Mapping[str, Any]
 """Dotted paths to plain values: {"optim.lr": 3e-4}."""
 
+UNSEARCHED = "base"
+"""What stands for the setting of a range in the levels of arms that no search made."""
+
 State = Literal["done", "failed", "diverged", "pruned"]
 Verdict = Literal["passed", "failed", "not testable"]
 
@@ -178,7 +181,13 @@ class Study:
         named: dict[str, str] = {}
         for design in self.designs:
             named = {**dict(design.options.get("base") or {}), **named}
-        return {f.name: named.get(f.name, f.levels[0].name) for f in self.factors}
+        levels = {f.name: named.get(f.name, f.levels[0].name) for f in self.factors}
+        return {**levels, **dict.fromkeys(self.ranges, UNSEARCHED)}
+
+    @property
+    def ranges(self) -> tuple[str, ...]:
+        """Settings that a search varies over a range: they stand beside the levels of every arm."""
+        return tuple(path for design in self.designs for path in design.options.get("ranges", ()))
 
 
 @dataclass(frozen=True)

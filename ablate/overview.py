@@ -112,7 +112,7 @@ def plan_summary(study: Study, plan: Plan, state: Mapping[str, str], guess: Esti
     found = ", ".join(f"{counts[name]} {name}" for name in ORDER if counts[name])
     lines = [
         f"{study.name}: {len(plan.arms)} arms x {len(study.seeds)} seeds = "
-        f"{len(plan.jobs)} jobs ({found})"
+        f"{len(plan.jobs)} jobs ({found or 'none yet'})"
     ]
     if len(plan.jobs) > ROWS:
         lines.insert(0, f"... and {len(plan.jobs) - ROWS:,} more (--json lists all)")

@@ -135,6 +135,7 @@ def arms_of(study: Study) -> list[Arm]:
         except StudyError as error:
             raise StudyError(f"{study.source}: {error}") from None
         for arm in constrained(arms, study.exclude, study.only):
+            arm = whole(study, arm)
             key = tuple(arm.levels.values())
             if key in found:
                 continue
@@ -144,6 +145,12 @@ def arms_of(study: Study) -> list[Arm]:
     if not found and all(design.name in DESIGNS for design in study.designs):
         raise StudyError(f"{study.source}: exclude/only: no arm is left")
     return list(found.values())
+
+
+def whole(study: Study, arm: Arm) -> Arm:
+    """An arm with a level for the ranges of a search, too, so that all arms can be compared."""
+    levels = {name: arm.levels.get(name, level) for name, level in study.base_levels.items()}
+    return dataclasses.replace(arm, levels=levels)
 
 
 def notes_of(study: Study) -> tuple[str, ...]:

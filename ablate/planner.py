@@ -17,7 +17,8 @@ from ablate.designs import axes_of, constrained
 from ablate.ledger import Ledger
 from ablate.nouns import Arm, Design, Job, Options, Plan, Result, Study, StudyError
 from ablate.paths import Paths
-from ablate.plan import Made, Size, arms_of, config_of, jobs_of, notes_of, refuse_unused
+from ablate.plan import Made, Size, arms_of, config_of, jobs_of, notes_of, refuse_unused, whole
+from ablate.space import Range, Space
 
 Results = Callable[[str], Result | None]
 """The result that counts for a job, by its id."""
@@ -57,7 +58,7 @@ class Planner:
         walked: list[str] = []
         for name, design in self._adaptive:
             proposal = design.propose(partial(self._tried, find), slots)
-            for arm in proposal.arms:
+            for arm in (whole(self.study, arm) for arm in proposal.arms):
                 key = tuple(arm.levels.values())
                 if key in arms or key in self._refused:
                     continue
@@ -66,7 +67,8 @@ class Planner:
                 arms[key] = Arm(label, arm.levels, name, arm.settings)
             self._make(arms.values())
             notes += proposal.notes
-            walked = walked or [arms[tuple(a.levels.values())].label for a in proposal.walked]
+            steps = [whole(self.study, arm) for arm in proposal.walked]
+            walked = walked or [arms[tuple(arm.levels.values())].label for arm in steps]
             more += [proposal.more] if proposal.more else []
         made = [(arms[key], *self._made[key][1:]) for key in arms if key in self._made]
         jobs = jobs_of(self.core, self.study, made)
@@ -84,8 +86,11 @@ class Planner:
 
     def _tried(self, find: Results, arm: Arm) -> Tried | None:
         """What became of an arm over all its seeds; one that cannot be built has failed."""
+        arm = whole(self.study, arm)
         key = tuple(arm.levels.values())
         if not allowed(self.study, arm):
+            self._refused[key] = "exclude/only leave it out"
+        if key in self._refused:
             return Tried("failed", {})
         try:
             self._make([arm])
@@ -157,5 +162,35 @@ def default_reading(study: Study) -> str:
     return next((name for name in metrics if name.endswith("/px_error")), metrics[0])
 
 
-ADAPTIVE: Mapping[str, Callable[[Study, Design, Options], Adaptive]] = {"paths": _paths}
+def _search(study: Study, design: Design, options: Options) -> Adaptive:
+    from ablate.search import Sampling, Search  # optuna takes a while to import
+
+    named = dict(design.options)
+    sampling = {k: named[k] for k in ("sampler", "seed", "startup", "population") if k in named}
+    constraints = named.get("constraints", [criterion.name for criterion in study.criteria])
+    return Search(
+        space_of(study, design),
+        Sampling(**sampling),
+        named["trials"],
+        named.get("objective", {default_reading(study): "minimize"}),
+        [criterion for criterion in study.criteria if criterion.name in constraints],
+        Ledger(options.out).study_folder(study.name) / SUGGESTIONS,
+        repr((study.core, sorted(study.base.items()), study.factors, study.zipped)),
+        len(study.seeds),
+    )
+
+
+def space_of(study: Study, design: Design) -> Space:
+    """What a search varies."""
+    ranges = {path: Range(**own) for path, own in design.options.get("ranges", {}).items()}
+    factors, base = design.options.get("factors"), design.options.get("base", {})
+    return Space(axes_of(study.factors, study.zipped), ranges, factors, base)
+
+
+SUGGESTIONS = "suggestions.jsonl"
+
+ADAPTIVE: Mapping[str, Callable[[Study, Design, Options], Adaptive]] = {
+    "paths": _paths,
+    "search": _search,
+}
 """Design name -> what makes it."""

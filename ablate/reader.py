@@ -158,6 +158,10 @@ def _study(path: Path, entries: Entries, options: Options) -> Study:
     base = schema.read_settings(entries.get("base"))
     laid = _laid_over(core, options)
     _refuse_varied(core, base, factors, laid)
+    criteria = schema.read_criteria(entries.get("criteria"), core.criteria())
+    designs = schema.read_designs(entries["design"], levels, [c.name for c in criteria])
+    for design in designs:
+        _refuse_ranges(entries["design"], core, base, factors, design.options.get("ranges", {}))
     zipped = schema.read_zipped(entries.get("zip"), levels)
     try:
         axes_of(factors, zipped)
@@ -170,11 +174,11 @@ def _study(path: Path, entries: Entries, options: Options) -> Study:
         question=" ".join(entries["question"].text().split()),
         base={**base, **laid},
         factors=factors,
-        designs=schema.read_designs(entries["design"], levels),
+        designs=designs,
         seeds=tuple(range(options.seeds))
         if options.seeds
         else schema.read_seeds(entries.get("seeds")),
-        criteria=schema.read_criteria(entries.get("criteria"), core.criteria()),
+        criteria=criteria,
         zipped=zipped,
         exclude=schema.read_matches(entries.get("exclude"), levels),
         only=schema.read_matches(entries.get("only"), levels),
@@ -215,6 +219,28 @@ def _refuse_varied(core: Core, base: Settings, factors: Sequence[Factor], laid: 
                     continue
             if any(value != values[0] for value in values):
                 raise _varied(path, factor)
+
+
+def _refuse_ranges(
+    entry: Entry, core: Core, base: Settings, factors: Sequence[Factor], ranges: Settings
+) -> None:
+    """Refuse a range of a setting that there is none of, or that a factor varies too."""
+
+    def refusal(settings: Settings) -> str | None:
+        try:
+            core.build(settings)
+        except CoreError as error:
+            return str(error)
+        return None
+
+    for path, ends in ranges.items():
+        place = f"search.ranges.{path}"
+        for factor in factors:
+            if any(path in level.settings for level in factor.levels):
+                raise entry.error(f"{place}: the factor {factor.name} sets it; keep one of them")
+        refusals = [refusal({**base, path: ends[end]}) for end in ("low", "high")]
+        if all(refusals) and refusal(base) is None:
+            raise entry.error(f"{place}: {refusals[0]}")
 
 
 def _varied(path: str, factor: Factor) -> StudyError:

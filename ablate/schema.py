@@ -14,9 +14,10 @@ from ablate.strict_yaml import Entry, suggestion
 DISTINCT = 10
 """Characters in which the levels of a factor must differ: parallel plots show no more."""
 
-ADAPTIVE = {"paths": ("base", "best", "reading")}
-"""Designs whose arms follow from results (`ablate.planner`), and the options they take."""
-NAMES = (*DESIGNS, *ADAPTIVE)
+DIRECTIONS = get_args(Direction)
+PATHS = ("base", "best", "reading")
+"""Options of the design `paths`; `search` has a file of its own."""
+NAMES = (*DESIGNS, "paths", "search")
 
 Levels = Mapping[str, tuple[str, ...]]
 """Factor -> names of its levels."""
@@ -60,51 +61,62 @@ def read_factors(entry: Entry | None) -> tuple[Factor, ...]:
     return tuple(factors)
 
 
-def _known(entry: Entry, name: str, kind: str, allowed: Collection[str]) -> str:
+def known(entry: Entry, name: str, kind: str, allowed: Collection[str]) -> str:
+    """A name that must be one of those allowed."""
     if name not in allowed:
         raise entry.error(f"unknown {kind} {name!r}{suggestion(name, allowed)}")
     return name
 
 
-def _level_choice(entry: Entry, levels: Levels) -> dict[str, str]:
+def level_choice(entry: Entry, levels: Levels) -> dict[str, str]:
     """{factor: level}."""
     chosen = {}
     for factor, level in entry.entries().items():
-        _known(level, factor, "factor", levels)
-        chosen[factor] = _known(level, level.text(), "level", levels[factor])
+        known(level, factor, "factor", levels)
+        chosen[factor] = known(level, level.text(), "level", levels[factor])
     return chosen
 
 
-def _names(entry: Entry, levels: Levels) -> list[str]:
-    return [_known(item, item.text(), "factor", levels) for item in entry.items()]
+def names(entry: Entry, levels: Levels) -> list[str]:
+    """A list of factors."""
+    return [known(item, item.text(), "factor", levels) for item in entry.items()]
 
 
-def read_designs(entry: Entry, levels: Levels) -> tuple[Design, ...]:
+def read_designs(
+    entry: Entry, levels: Levels, criteria: Collection[str] = ()
+) -> tuple[Design, ...]:
     """One design or a list of them."""
     given = entry.items() if entry.is_list() else [entry]
     if not given:
         raise entry.error(f"empty; allowed: {', '.join(NAMES)}")
-    return tuple(_design(e, levels) for e in given)
+    return tuple(_design(e, levels, criteria) for e in given)
 
 
-def _design(entry: Entry, levels: Levels) -> Design:
+def _design(entry: Entry, levels: Levels, criteria: Collection[str]) -> Design:
     if not entry.is_mapping():
-        return Design(_known(entry, entry.text(), "design", NAMES))
+        name = known(entry, entry.text(), "design", NAMES)
+        if name == "search":
+            raise entry.error("search needs options, trials at least: {search: {trials: 40}}")
+        return Design(name)
     named = entry.entries()
     if len(named) != 1:
         raise entry.error(f"given {len(named)} names, must be one design a list item")
     ((name, given),) = named.items()
-    _known(entry, name, "design", NAMES)
+    known(entry, name, "design", NAMES)
+    if name == "search":
+        from ablate.search_schema import read_search
+
+        return Design(name, read_search(given, levels, criteria))
     if given.is_null():
         return Design(name)
     if name == "list":
-        arms = {label: _level_choice(arm, levels) for label, arm in given.entries().items()}
+        arms = {label: level_choice(arm, levels) for label, arm in given.entries().items()}
         return Design(name, {"arms": arms})
     if name in DESIGNS:
         parameters = inspect.signature(DESIGNS[name]).parameters.values()
         allowed = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
     else:
-        allowed = ADAPTIVE[name]
+        allowed = list(PATHS)
     read = given.entries(allowed).items()
     return Design(name, {option: _option(option, value, levels) for option, value in read})
 
@@ -115,14 +127,14 @@ def _option(option: str, value: Entry, levels: Levels) -> Any:
         return value.typed(int, "a whole number: 3, 4, 5...")
     if option == "generators":
         return {
-            _known(of, factor, "factor", levels): _names(of, levels)
+            known(of, factor, "factor", levels): names(of, levels)
             for factor, of in value.entries().items()
         }
     if option == "factors":
-        return _names(value, levels)
+        return names(value, levels)
     if option == "reading":
         return read_objective(value)
-    return _level_choice(value, levels)
+    return level_choice(value, levels)
 
 
 def read_objective(entry: Entry) -> dict[str, Direction]:
@@ -133,7 +145,7 @@ def read_objective(entry: Entry) -> dict[str, Direction]:
     if len(named) != 1:
         raise entry.error(f"given {len(named)} readings, must be one")
     ((name, given),) = named.items()
-    direction = _known(given, given.text(), "direction", get_args(Direction))
+    direction = known(given, given.text(), "direction", DIRECTIONS)
     return {name: "maximize" if direction == "maximize" else "minimize"}
 
 
@@ -152,7 +164,7 @@ def read_criteria(entry: Entry | None, default: tuple[Criterion, ...]) -> tuple[
     criteria = {criterion.name: criterion for criterion in default}
     for name, given in (entry.entries() if entry else {}).items():
         if given.is_null():
-            _known(given, name, "criterion", criteria)
+            known(given, name, "criterion", criteria)
             del criteria[name]
         elif given.is_mapping():
             conditions = given.entries().items()
@@ -162,7 +174,7 @@ def read_criteria(entry: Entry | None, default: tuple[Criterion, ...]) -> tuple[
                 name, tuple(Condition(m, e.typed(float, "a number")) for m, e in conditions)
             )
         else:
-            old = criteria[_known(given, name, "criterion", criteria)]
+            old = criteria[known(given, name, "criterion", criteria)]
             if len(old.conditions) != 1:
                 metrics = ", ".join(condition.metric for condition in old.conditions)
                 raise given.error(f"has several conditions; give a threshold for each: {metrics}")
@@ -173,9 +185,9 @@ def read_criteria(entry: Entry | None, default: tuple[Criterion, ...]) -> tuple[
 
 def read_zipped(entry: Entry | None, levels: Levels) -> tuple[tuple[str, ...], ...]:
     """Groups of factors that vary together."""
-    groups = tuple(tuple(_names(group, levels)) for group in entry.items()) if entry else ()
-    names = [name for group in groups for name in group]
-    if entry and (len(set(names)) < len(names) or min(map(len, groups), default=2) < 2):
+    groups = tuple(tuple(names(group, levels)) for group in entry.items()) if entry else ()
+    grouped = [name for group in groups for name in group]
+    if entry and (len(set(grouped)) < len(grouped) or min(map(len, groups), default=2) < 2):
         raise entry.error("must be lists of two or more factors, each factor in one list at most")
     return groups
 
@@ -186,9 +198,9 @@ def read_matches(entry: Entry | None, levels: Levels) -> tuple[Match, ...]:
     for item in entry.items() if entry else []:
         match = {}
         for factor, given in item.entries().items():
-            _known(given, factor, "factor", levels)
+            known(given, factor, "factor", levels)
             named = given.items() if given.is_list() else [given]
-            match[factor] = tuple(_known(e, e.text(), "level", levels[factor]) for e in named)
+            match[factor] = tuple(known(e, e.text(), "level", levels[factor]) for e in named)
         if not match:
             raise item.error("empty: it would match every arm")
         matches.append(match)

@@ -1,0 +1,289 @@
+"""Optuna, as a view of the ledger: suggestions, importances, pruners and storages.
+
+Only this file imports optuna. Nothing of Optuna outlives a call: a study in memory is rebuilt from
+what the ledger holds, so that the n-th suggestion is a function of the study's file and of the
+results that there were, and a killed search goes on as if nothing had happened.
+
+    OUT/<study>/suggestions.jsonl   one line a suggestion, on disk before its job starts
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from ablate.adaptive import Ask, Direction, Proposal, Tried
+from ablate.ledger import append_line
+from ablate.nouns import Arm, Criterion, StudyError
+from ablate.space import Params, Space
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+logging.getLogger("optuna").setLevel(logging.ERROR)
+
+UNMEASURED = "measured"
+"""Constraint that a point without readings violates: refused, diverged, pruned, voided."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a search thinks of points."""
+
+    sampler: str = "tpe"
+    seed: int = 0
+    startup: int = 10
+    """Random points before a model is fitted (tpe, gp)."""
+    population: int = 20
+    """Points of a generation (nsga2)."""
+
+    def make(self, number: int) -> optuna.samplers.BaseSampler:
+        """The sampler of one suggestion, with a random stream of its own."""
+        seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
+        if self.sampler == "tpe":
+            return optuna.samplers.TPESampler(seed=seed, n_startup_trials=self.startup)
+        if self.sampler == "gp":
+            return optuna.samplers.GPSampler(seed=seed, n_startup_trials=self.startup)
+        if self.sampler == "nsga2":
+            return optuna.samplers.NSGAIISampler(seed=seed, population_size=self.population)
+        return optuna.samplers.RandomSampler(seed=seed)
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """A point, and what its sampler must remember of it."""
+
+    number: int
+    params: Params
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Search:
+    """The design `search` of a study (`ablate.adaptive.Adaptive`)."""
+
+    space: Space
+    sampling: Sampling
+    trials: int
+    objectives: Mapping[str, Direction]
+    criteria: Sequence[Criterion]
+    """Held as constraints."""
+    file: Path
+    """Where suggestions are kept."""
+    context: str = ""
+    """What else results hang on: suggestions made under another context are not gone on with."""
+    replicates: int = 1
+    """Jobs to an arm: its seeds."""
+
+    def propose(self, tried: Ask, slots: int) -> Proposal:
+        """The arms suggested so far; new ones while jobs could start and trials are left.
+
+        Raises:
+            StudyError: a suggestion cannot be kept.
+        """
+        kept, strange = self._read()
+        known = [tried(self._arm(one)) for one in kept]
+        while slots > 0 and len(kept) < self.trials:
+            new = self.suggest(kept, known)
+            self._keep(new)
+            kept.append(new)
+            known.append(tried(self._arm(new)))
+            slots -= self.replicates if known[-1] is None else 0
+        arms = [self._arm(one) for one in kept]
+        waiting = sum(outcome is None for outcome in known)
+        more = ""
+        if len(kept) < self.trials or waiting:
+            more = f"search: {len(kept) - waiting} of {self.trials} points tried"
+            more += f", {waiting} under way" if waiting else ""
+            more += "; each suggestion follows from the results before it"
+        return Proposal(tuple(arms), more, self._notes(arms, known, strange))
+
+    def suggest(self, before: Sequence[Suggestion], known: Sequence[Tried | None]) -> Suggestion:
+        """The next point: a function of those before it, in order, and of what became of them."""
+        number = len(before)
+        distributions = distributions_of(self.space)
+        study = make_study(self.objectives, self.sampling.make(number))
+        for one, outcome in zip(before, known, strict=True):
+            study.add_trial(self._trial(one, outcome, distributions))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # experimental parts, fallbacks at the beginning
+            trial = study.ask(distributions)
+        params = {
+            name: self.space.ranges[name].rounded(value) if name in self.space.ranges else value
+            for name, value in trial.params.items()
+        }
+        attributes = study.trials[-1].system_attrs
+        generation = {k: v for k, v in attributes.items() if k.endswith(":generation")}
+        return Suggestion(number, params, generation)
+
+    def _arm(self, one: Suggestion) -> Arm:
+        return self.space.arm(one.number + 1, one.params)
+
+    def _trial(
+        self, one: Suggestion, tried: Tried | None, distributions: Mapping[str, BaseDistribution]
+    ) -> FrozenTrial:
+        made: dict[str, Any] = {
+            "params": dict(one.params),
+            "distributions": dict(distributions),
+            "system_attrs": dict(one.attributes),
+        }
+        if tried is None:
+            return create_trial(state=TrialState.RUNNING, **made)
+        values = [tried.mean(metric) for metric in self.objectives]
+        found = [value for value in values if value is not None]
+        if len(found) < len(values):
+            made["constraints"] = {UNMEASURED: 1.0}
+            return create_trial(state=TrialState.PRUNED, **made)
+        means = {metric: tried.mean(metric) for metric in tried.metrics}
+        made["constraints"] = constraints_of(self.criteria, means)
+        return create_trial(state=TrialState.COMPLETE, values=found, **made)
+
+    def _notes(
+        self, arms: Sequence[Arm], known: Sequence[Tried | None], strange: int
+    ) -> tuple[str, ...]:
+        notes = []
+        ended = [(arm, tried) for arm, tried in zip(arms, known, strict=True) if tried is not None]
+        lost = sum(any(t.mean(m) is None for m in self.objectives) for _, t in ended)
+        if lost:
+            notes.append(f"search: {lost} of {len(ended)} points have no reading to search by")
+        for metric, direction in self.objectives.items():
+            sign = 1 if direction == "minimize" else -1
+            values = [
+                (sign * mean, _met(self.criteria, tried), arm)
+                for arm, tried in ended
+                if (mean := tried.mean(metric)) is not None
+            ]
+            if values:
+                score, met, best = min(values, key=lambda own: (-own[1], own[0]))
+                levels = ", ".join(f"{name}={level}" for name, level in best.levels.items())
+                of = f", {met} of {len(self.criteria)} criteria" if self.criteria else ""
+                notes.append(f"search: best {metric} {sign * score:.4g}{of}: {levels}")
+        if strange:
+            notes.append(
+                f"search: {strange} suggestions made under other settings are left out "
+                f"({self.file.name})"
+            )
+        return tuple(notes)
+
+    @property
+    def digest(self) -> str:
+        """Of all that suggestions hang on, but for their number and the seeds of the jobs."""
+        value = {
+            "axes": [(axis.name, [label for label, _ in axis.choices]) for axis in self.space.axes],
+            "factors": None if self.space.factors is None else sorted(self.space.factors),
+            "base": dict(self.space.base),
+            "ranges": {path: vars(range_) for path, range_ in self.space.ranges.items()},
+            "sampling": vars(self.sampling),
+            "objectives": dict(self.objectives),
+            "constraints": [
+                [(k.metric, k.threshold) for k in criterion.conditions]
+                for criterion in self.criteria
+            ],
+            "context": self.context,
+        }
+        text = json.dumps(value, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def _read(self) -> tuple[list[Suggestion], int]:
+        """The suggestions kept, and how many were made under other settings."""
+        try:
+            lines = self.file.read_bytes().splitlines()
+        except FileNotFoundError:
+            return [], 0
+        except OSError as error:
+            raise StudyError(f"{self.file}: cannot be read ({error.strerror})") from None
+        kept, strange = [], 0
+        for line in lines:
+            try:
+                value = json.loads(line)
+                one = Suggestion(value["number"], value["params"], value["attributes"])
+                digest = value["search"]
+            except (ValueError, KeyError, TypeError, RecursionError):
+                continue  # torn by a kill: its job never started, so it is thought of again
+            if digest != self.digest:
+                strange += 1
+            elif one.number == len(kept):
+                kept.append(one)
+        return kept, strange
+
+    def _keep(self, one: Suggestion) -> None:
+        line = {"search": self.digest, **vars(one)}
+        try:
+            append_line(self.file, json.dumps(line))
+            for path in (self.file, self.file.parent):
+                descriptor = os.open(path, os.O_RDONLY)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+        except OSError as error:
+            raise StudyError(
+                f"{self.file}: a suggestion cannot be kept ({error.strerror})"
+            ) from None
+
+
+def distributions_of(space: Space) -> dict[str, BaseDistribution]:
+    """Optuna's distributions: levels as categories, ranges as numbers."""
+    found: dict[str, BaseDistribution] = {
+        axis.name: CategoricalDistribution([label for label, _ in axis.choices])
+        for axis in space.varied
+    }
+    for path, own in space.ranges.items():
+        if own.whole:
+            found[path] = IntDistribution(
+                int(own.low), int(own.high), log=own.log, step=int(own.step or 1)
+            )
+        else:
+            found[path] = FloatDistribution(
+                float(own.low), float(own.high), log=own.log, step=own.step
+            )
+    return found
+
+
+def make_study(
+    objectives: Mapping[str, Direction], sampler: optuna.samplers.BaseSampler | None = None
+) -> optuna.Study:
+    """An Optuna study in memory."""
+    return optuna.create_study(directions=list(objectives.values()), sampler=sampler)
+
+
+def constraints_of(
+    criteria: Sequence[Criterion], means: Mapping[str, float | None]
+) -> dict[str, float]:
+    """Criteria as Optuna's constraints: (value - threshold) / threshold, above 0 is violated.
+
+    A criterion without a reading, or with one that a gate voids, is violated as a whole.
+    """
+    found = {}
+    for criterion in criteria:
+        for condition in criterion.conditions:
+            value = means.get(condition.metric)
+            violation = 1.0
+            if value is not None and math.isfinite(value):
+                violation = (value - condition.threshold) / abs(condition.threshold or 1.0)
+            found[f"{criterion.name}: {condition.metric}"] = violation
+    return found
+
+
+def _met(criteria: Sequence[Criterion], tried: Tried) -> int:
+    means = {metric: tried.mean(metric) for metric in tried.metrics}
+    return sum(
+        all(value < 0 for value in constraints_of([criterion], means).values())
+        for criterion in criteria
+    )
