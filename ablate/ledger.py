@@ -17,6 +17,7 @@ import json
 import math
 import os
 import socket
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -117,11 +118,10 @@ class Ledger:
         """Keep a job's end, durably: its events first, then the result in one rename."""
         folder = self.folder(result.job_id)
         folder.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):
-            _sync(folder / "events.jsonl")
         value = dataclasses.asdict(result)
         value["metrics"] = _finite(value["metrics"])
-        write_atomic(folder / "result.json", json.dumps(value, indent=1, allow_nan=False) + "\n")
+        text = json.dumps(value, indent=1, allow_nan=False) + "\n"
+        write_atomic(folder / "result.json", text, after=folder / "events.jsonl")
 
     def remove_result(self, job_id: str) -> None:
         """Forget how a job ended, so that it runs again (a retry, or newer core code)."""
@@ -184,12 +184,13 @@ class Ledger:
             self.warnings.append(line)
 
 
-def write_atomic(path: Path, text: str, *, flush: bool = True) -> None:
+def write_atomic(path: Path, text: str, *, flush: bool = True, after: Path | None = None) -> None:
     """Write so that `path` holds the old content or the new, whole, even after a power cut.
 
     A temporary neighbour is written and flushed to disk, renamed over `path`, and the folder
     flushed. On an error (disk full) `path` is as before and the OSError goes on. Without `flush`
-    a kill still leaves the old or the new; a power cut may leave neither.
+    a kill still leaves the old or the new; a power cut may leave neither. What `after` holds is
+    on disk before the new content has its name.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -197,7 +198,7 @@ def write_atomic(path: Path, text: str, *, flush: bool = True) -> None:
         try:
             _write_all(descriptor, text.encode())
             if flush:
-                os.fsync(descriptor)
+                _sync_both(descriptor, after)
         finally:
             os.close(descriptor)
         temporary.replace(path)
@@ -224,6 +225,30 @@ def _write_all(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
+
+
+def _sync_both(descriptor: int, path: Path | None) -> None:
+    """Flush two files at once: the disk then commits both in the time of one."""
+    errors: list[OSError] = []
+
+    def sync(path: Path) -> None:
+        try:
+            _sync(path)
+        except FileNotFoundError:  # a job may end without an event
+            return
+        except OSError as error:
+            errors.append(error)
+
+    thread = None if path is None else threading.Thread(target=sync, args=(path,))
+    if thread is not None:
+        thread.start()
+    try:
+        os.fsync(descriptor)
+    finally:
+        if thread is not None:
+            thread.join()
+    if errors:
+        raise errors[0]
 
 
 def _sync(path: Path) -> None:
