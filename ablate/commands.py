@@ -135,6 +135,7 @@ def run(
     from ablate.display import make_display
     from ablate.run import FUSING, RunOptions, run, warm_up
     from ablate.table import answer
+    from ablate.timing import gpu_crew
 
     asked = request(study, data, checkpoint, seeds, sets, out)
     asked.options = replace(asked.options, resources=tuple(resources or ()))
@@ -150,6 +151,7 @@ def run(
         raise StudyError(f"--fuse: given {fuse}, works with --engine {' or '.join(FUSING)} only")
     warm_up(asked.study, options)
     plan = asked.plan
+    options = replace(options, gpus=gpu_crew(asked, engine, workers))
     display = make_display()
     try:
         recorder = partial(_recorder, asked)

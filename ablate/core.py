@@ -110,6 +110,10 @@ class Core(Protocol):
         """
         ...
 
+    def free_gpu_memory_mb(self) -> list[float]:
+        """Free memory of each GPU that it could train on; empty: none."""
+        ...
+
     def prepare(
         self, configs: Iterable[Any], cache: Path, progress: Progress | None = None
     ) -> None:
@@ -308,6 +312,11 @@ class LaneLMCore:
         return Cost(
             found.step_seconds, found.evaluation_seconds, found.other_seconds, found.memory_mb
         )
+
+    def free_gpu_memory_mb(self) -> list[float]:
+        from model.cost import free_gpu_memory_mb
+
+        return free_gpu_memory_mb()
 
     def prepare(
         self, configs: Iterable[Any], cache: Path, progress: Progress | None = None

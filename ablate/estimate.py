@@ -96,7 +96,8 @@ def estimate(
             found[key] = Guess(costs[key].seconds(job.workload), costs[key].memory_mb, "probe")
         elif key in elsewhere:
             found[key] = Guess(*elsewhere[key], "finished jobs elsewhere")
-    rate = _rate(found, by_shape)
+    # sizes are asked only where they are needed: to know them, models are made
+    rate = None if len(found) == len(by_shape) else _rate(found, by_shape)
     for key, job in by_shape.items():
         if key not in found:
             seconds = None if rate is None else rate * effort(job)

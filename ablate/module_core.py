@@ -98,6 +98,9 @@ class ModuleCore:
     def probe(self, settings: Settings, cache: Path) -> Cost | None:
         return None
 
+    def free_gpu_memory_mb(self) -> list[float]:
+        return []
+
     def prepare(
         self, configs: Iterable[Any], cache: Path, progress: Progress | None = None
     ) -> None:

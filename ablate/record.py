@@ -10,9 +10,11 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sqlite3
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -343,7 +345,33 @@ def connect(out: Path) -> MlflowClient:
     uri = store.uri_of(out)
     if "MLFLOW_TRACKING_URI" not in os.environ:
         store.use_write_ahead_log()
+        if not (path := out.absolute() / "mlflow.db").exists():
+            _make_database(path)
     return MlflowClient(uri)
+
+
+def _make_database(path: Path) -> None:
+    """Let MLflow set up its tables in another file, which gets the name once it is whole.
+
+    That takes seconds, and a file that a kill left half set up is refused by MLflow ever after.
+    """
+    from mlflow import MlflowClient
+
+    for left in path.parent.glob(".mlflow.db.*"):  # by those who were killed
+        left.unlink(missing_ok=True)
+    part = path.with_name(f".mlflow.db.{os.getpid()}")
+    whole = path.with_name(f"{part.name}.whole")
+    MlflowClient(f"sqlite:///{part}").search_experiments(max_results=1)
+    with closing(sqlite3.connect(part)) as database:
+        database.execute("VACUUM INTO ?", (str(whole),))  # its connections may stay open
+    try:
+        path.hardlink_to(whole)
+    except FileExistsError:  # another process was faster: its file serves as well
+        pass
+    except OSError:  # a file system without links
+        whole.rename(path)
+    for left in path.parent.glob(f"{part.name}*"):
+        left.unlink(missing_ok=True)
 
 
 def _now() -> int:

@@ -56,7 +56,10 @@ Sets = Annotated[
     ),
 ]
 Workers = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Jobs at once; default: one a core.")
+    int | None,
+    typer.Option(
+        min=1, metavar="N", help="Jobs at once; default: one a core, on GPUs as many as fit."
+    ),
 ]
 Out = Annotated[Path, typer.Option(metavar="DIR", help="Where jobs, record and reports are.")]
 Table = Annotated[

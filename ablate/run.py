@@ -62,6 +62,8 @@ class RunOptions:
     """Run jobs again whose results come from other core code than today's."""
     fuse: int | None = None
     """Jobs of one shape that train as one model, at most; 1: each alone; None: the core's word."""
+    gpus: tuple[str, ...] = ()
+    """The GPU of each worker of this machine; empty: they are not assigned."""
 
 
 @dataclass(frozen=True)
@@ -234,7 +236,12 @@ class _Coordinator:
             preload=(*PRELOAD, *self.core.preload),
             stop_asked=lambda: self.stop.asked,
             place=Place(
-                self.ledger.out, cache, self.code["core"], self.study.resources, self.display.say
+                self.ledger.out,
+                cache,
+                self.code["core"],
+                self.study.resources,
+                self.display.say,
+                self.options.gpus,
             ),
         )
         try:

@@ -1,4 +1,4 @@
-"""Before a plan is shown: time the shapes of jobs that nothing is known of, with a bar."""
+"""Before a plan is shown or run: time the shapes that nothing is known of, and seat GPU workers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ablate import costs
+from ablate import costs, gpus
 from ablate.core import Core
 from ablate.engines import available_cores
 from ablate.nouns import StudyError
@@ -31,6 +31,33 @@ def time_shapes(asked: Request, workers: int | None) -> list[str]:
     with _bar() as tell:
         preload = (*PRELOAD, *core.preload)
         return costs.probe(asked.costs, jobs, workers or available_cores(), tell, preload)
+
+
+def gpu_crew(asked: Request, engine: str, workers: int | None) -> tuple[str, ...]:
+    """The GPU of each worker here; empty where jobs train on the CPU or name their GPU themselves.
+
+    Raises:
+        StudyError: the jobs want a GPU and there is none.
+    """
+    local = engine in ("pool", "inline")
+    if not local or all(job.workload.device != "cuda" for job in asked.plan.jobs):
+        return ()
+    free = gpus.free_memory_mb(asked.study.core)
+    if not free:
+        raise StudyError(
+            f"{asked.study.source}: its jobs train on cuda, but no GPU is seen here; let them "
+            "train on cpu, or elsewhere: --engine ray or slurm"
+        )
+    if workers is None:
+        time_shapes(asked, None)
+    known = [found.memory_mb for found in asked.estimate().guesses.values()]
+    need = None if None in known else max((mb for mb in known if mb is not None), default=None)
+    if workers is None:
+        found = gpus.seats(free, need, available_cores()) or gpus.assigned(free, need, 1)
+    else:
+        found = gpus.assigned(free, need, workers)
+    names = gpus.visible_names(len(free))
+    return tuple(names[gpu] for gpu in found)
 
 
 KNOWN = ("finished jobs", "probe")

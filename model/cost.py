@@ -134,3 +134,10 @@ def _images(config: TrainConfig) -> tuple[int, int, int]:
     splits = make_splits(config.data)
     shown = min(len(splits.train), config.evaluation.train_images)
     return shown, len(splits.val), len(splits.test)
+
+
+def free_gpu_memory_mb() -> list[float]:
+    """Ask each GPU for its free memory; an empty list where torch sees none."""
+    if not torch.cuda.is_available():
+        return []
+    return [torch.cuda.mem_get_info(gpu)[0] / 1e6 for gpu in range(torch.cuda.device_count())]

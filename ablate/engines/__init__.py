@@ -72,6 +72,8 @@ class Place:
     resources: Resources = field(default_factory=Resources)
     say: Callable[[str], None] = lambda line: None
     """Tells the user what else should be known."""
+    gpus: Sequence[str] = ()
+    """Of each worker of this machine, as CUDA_VISIBLE_DEVICES names it; empty: not assigned."""
 
     def folder(self, job_id: str) -> Path:
         return self.out / "jobs" / job_id

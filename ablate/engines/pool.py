@@ -59,6 +59,7 @@ class _Worker:
     pipe: Connection
     job_id: str | None = None
     deadline: float | None = None  # time.monotonic seconds
+    gpu: str | None = None
 
 
 class PoolEngine:
@@ -76,7 +77,9 @@ class PoolEngine:
         stop_asked: StopAsked = lambda: False,
         place: Place | None = None,
     ) -> None:
-        self.workers = workers or available_cores()
+        self._gpus = list(place.gpus) if place else []
+        """Of workers that are not there yet, or no more."""
+        self.workers = workers or len(self._gpus) or available_cores()
         self.depth = 2 * self.workers
         self._work = work
         self._timeout = timeout
@@ -164,14 +167,16 @@ class PoolEngine:
 
     def _hire(self) -> _Worker:
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_serve, args=(theirs, self._work), daemon=True)
+        gpu = self._gpus.pop(0) if self._gpus else None
+        arguments = (theirs, self._work, gpu)
+        process = self._context.Process(target=_serve, args=arguments, daemon=True)
         try:
             with _worker_surroundings():  # the server itself may have died and start anew
                 process.start()
         except (EOFError, OSError) as error:
             raise EngineError(f"no worker process can be started: {error!r}") from error
         theirs.close()
-        worker = _Worker(process, ours)
+        worker = _Worker(process, ours, gpu=gpu)
         self._crew.append(worker)
         return worker
 
@@ -195,6 +200,8 @@ class PoolEngine:
         worker.process.join(5)
         worker.pipe.close()
         self._crew.remove(worker)
+        if worker.gpu is not None:
+            self._gpus.insert(0, worker.gpu)  # for the one that takes its place
         if worker.job_id is not None:
             self._notices.append(Notice(worker.job_id, outcome))
 
@@ -211,8 +218,10 @@ def warm_up(preload: Sequence[str]) -> None:
         multiprocessing.forkserver.ensure_running()
 
 
-def _serve(pipe: Connection, work: Work) -> None:
+def _serve(pipe: Connection, work: Work, gpu: str | None = None) -> None:
     """Live as a worker process: one job after the other until told to leave."""
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # before anything here asks for a GPU
     signal.pthread_sigmask(signal.SIG_BLOCK, POLITE)
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)

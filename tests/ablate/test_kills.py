@@ -141,6 +141,33 @@ def disturb(out: Path, n: int, victim: Victim, dice: random.Random) -> bool:
     return True
 
 
+CONNECT = """
+import sys
+from pathlib import Path
+from ablate.record import connect
+print(len(connect(Path(sys.argv[1])).search_experiments()))
+"""
+
+
+@pytest.mark.long
+def test_a_kill_while_mlflow_sets_up_its_tables_leaves_no_half_database(tmp_path: Path) -> None:
+    """MLflow refuses a database that was left half set up, and would ever after."""
+    command = [sys.executable, "-c", CONNECT, str(tmp_path)]
+    for seconds in (0.05, 0.5, 1.0, 2.0):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and not list(tmp_path.glob(".mlflow.db.*")):
+            time.sleep(0.005)
+        time.sleep(seconds)
+        process.kill()
+        process.wait()
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.strip() == "1"
+    assert {path.name.removeprefix("mlflow.db") for path in tmp_path.iterdir()} <= {
+        "", "-wal", "-shm"
+    }  # fmt: skip
+
+
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore:::(mlflow|alembic|sqlalchemy|pydantic)")
 @pytest.mark.parametrize("seed", range(max(1, KILLS // A_STUDY)))
