@@ -131,9 +131,9 @@ def run(
     """
     from ablate.engines import engine_class
 
-    engine_class(engine)
+    fuses = engine_class(engine).fuses
     from ablate.display import make_display
-    from ablate.run import FUSING, RunOptions, run, warm_up
+    from ablate.run import RunOptions, run, warm_up
     from ablate.table import answer
     from ablate.timing import gpu_crew
 
@@ -147,8 +147,10 @@ def run(
         return made[0], asked.answer(made[0], results)
 
     options = RunOptions(workers, engine, retry_failed, rerun, fused(fuse))
-    if engine not in FUSING and (options.fuse or 1) > 1:
-        raise StudyError(f"--fuse: given {fuse}, works with --engine {' or '.join(FUSING)} only")
+    if not fuses and (options.fuse or 1) > 1:
+        raise StudyError(
+            f"--fuse: given {fuse}, --engine {engine} runs each job by itself; leave it"
+        )
     warm_up(asked.study, options)
     plan = asked.plan
     options = replace(options, gpus=gpu_crew(asked, engine, workers))

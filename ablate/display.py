@@ -5,6 +5,7 @@ Failures are told the moment they happen and stay on the screen. Nothing here de
 
 from __future__ import annotations
 
+import heapq
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,10 +18,13 @@ from rich.table import Table
 from rich.text import Text
 
 from ablate.nouns import Job, Result
-from ablate.progress import Progress, duration, reading
+from ablate.progress import Progress, Running, duration, reading
 
 HEARTBEAT = 30.0
 """Seconds between plain lines while nothing starts or ends."""
+
+ROWS = 24
+"""Running jobs that are shown one by one, those first that have run longest."""
 
 STYLES = {"done": "green", "failed": "bold red", "diverged": "yellow", "pruned": "cyan"}
 
@@ -120,7 +124,7 @@ class PlainDisplay:
             return
         rows = "; ".join(
             f"{label(row.job)} step {row.step}/{row.steps} loss {number(row.loss) or '?'}"
-            for row in progress.running.values()
+            for row in oldest(progress)
         )
         self.say(f"{tally(progress)} {len(progress.running)} running: {rows}{time_left(progress)}")
 
@@ -183,7 +187,7 @@ def screen(progress: Progress, now: float) -> RenderableType:
     parts: list[RenderableType] = [head]
     if progress.running:
         table = _table("running", "seed", "step", "loss", "px", "time")
-        for row in sorted(progress.running.values(), key=lambda row: row.since):
+        for row in oldest(progress):
             again = f" (attempt {row.attempt})" if row.attempt > 1 else ""
             table.add_row(
                 Text(row.job.arm + again),
@@ -193,6 +197,8 @@ def screen(progress: Progress, now: float) -> RenderableType:
                 number(row.px),
                 duration(now - row.since),
             )
+        if (more := len(progress.running) - ROWS) > 0:
+            table.add_row(Text(f"and {more} more", "dim"))
         parts.append(table)
     if progress.best:
         table = _table("best so far", "seed", "criteria", "loss", "px")
@@ -202,6 +208,11 @@ def screen(progress: Progress, now: float) -> RenderableType:
             table.add_row(Text(job.arm), str(job.seed), passed, number(loss), number(px))
         parts.append(table)
     return Group(*parts)
+
+
+def oldest(progress: Progress) -> list[Running]:
+    """The running jobs that are shown."""
+    return heapq.nsmallest(ROWS, progress.running.values(), key=lambda row: row.since)
 
 
 def tally(progress: Progress) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ablate.nouns import Criterion, Job, Result
@@ -66,10 +66,12 @@ class Running:
     """Where this attempt began: above 0 when it went on from a checkpoint."""
     loss: float | None = None
     px: float | None = None
+    steps: int = field(init=False)
+    shape: Shape = field(init=False)
 
-    @property
-    def steps(self) -> int:
-        return steps_of(self.job)
+    def __post_init__(self) -> None:
+        # once: the estimate asks for them of every running job whenever one ends
+        self.steps, self.shape = steps_of(self.job), shape(self.job)
 
     def left(self, now: float) -> float | None:
         """Seconds left, by its own pace; None while it has hardly begun."""
@@ -156,13 +158,14 @@ class Progress:
 
     def seconds_left(self, now: float) -> float | None:
         """Estimate from finished and running jobs of like shape; None before there is a base."""
-        rows = [(row, shape(row.job), row.left(now)) for row in self.running.values()]
+        rows = [(row, row.shape, row.left(now)) for row in self.running.values()]
         known = {key: total / n for key, (total, n) in self._seconds.items()}
         for row, key, left in rows:
             if left is not None:
                 share = 1 - (row.first_step or 0) / row.steps  # a resumed job does the rest only
                 known.setdefault(key, (now - row.since + left) / share)
-                self._effort.setdefault(key, effort(row.job))
+                if key not in self._effort:
+                    self._effort[key] = effort(row.job)
         if not known:
             return None
         rate = sum(known.values()) / max(sum(self._effort[key] for key in known), 1e-12)

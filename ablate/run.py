@@ -43,10 +43,9 @@ PRELOAD = ("ablate.worker", "ablate.cli")
 
 TICK = 0.25
 """Seconds between looks at the events of running jobs."""
-
-
-FUSING = ("pool", "inline")
-"""Engines on which jobs can train as one model; the others move one job's folder at a time."""
+LOOK = 0.06
+"""Seconds of a tick that the looks may take; where jobs are many or the disk is slow, those that
+were not looked at come first in the next."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +158,8 @@ class _Coordinator:
     """The jobs of each task under way, by its lead."""
     news: bool = True
     """Whether a job has ended since adaptive designs were asked."""
+    at_work: deque[str] = field(default_factory=deque)
+    """Jobs of `running` that have started, the one that was looked at longest ago first."""
 
     def run(self, begin: float) -> RunSummary:
         self.core: Core = load_core(self.study.core)
@@ -245,12 +246,12 @@ class _Coordinator:
             ),
         )
         try:
-            self._prepare(todo, cache)
+            self._prepare(todo, cache, engine)
             self._loop(engine)
         finally:
             engine.close()
 
-    def _prepare(self, todo: list[Job], cache: Path) -> None:
+    def _prepare(self, todo: list[Job], cache: Path, engine: Engine) -> None:
         """Compute what the jobs share, while the engine's server imports its modules."""
 
         def progress(done: int, of: int) -> None:
@@ -262,7 +263,7 @@ class _Coordinator:
             configs = [self.core.build(job.settings) for job in todo]
             for job, config in zip(todo, configs, strict=True):
                 at_most = self.options.fuse or self.core.fused_by_default(config)
-                if self.options.engine not in FUSING:
+                if not engine.fuses:
                     at_most = 1
                 self.kin[job.id] = self.core.kinship(config) if at_most > 1 else None, at_most
             self.core.prepare(configs, cache, progress)
@@ -293,7 +294,7 @@ class _Coordinator:
             self.news = len(todo) < len(new)  # some had run before, for another study
             self.scribe.tell("planned", self.plan)
             if todo:
-                self._prepare(todo, self.ledger.out / "cache")
+                self._prepare(todo, self.ledger.out / "cache", engine)
                 self.waiting += [_Followed(job) for job in todo]
 
     def _loop(self, engine: Engine) -> None:
@@ -311,8 +312,7 @@ class _Coordinator:
             self.scribe.begin(self.plan)  # once the workers are at it
             for notice in notices:
                 self._hear(notice)
-            for followed in self.running.values():
-                self._follow(followed)
+            self._look_around()
             self._grow(engine)
             self.scribe.check()
             self.display.tick(self.progress)
@@ -372,6 +372,8 @@ class _Coordinator:
 
     def _started(self, followed: _Followed) -> None:
         followed.since = time.monotonic()
+        if followed.job.id not in self.at_work:
+            self.at_work.append(followed.job.id)
         self.progress.started(followed.job.id, followed.attempt, followed.since)
         self.display.started(self.progress, followed.job, followed.attempt)
         if followed.attempt == 1:
@@ -381,6 +383,8 @@ class _Coordinator:
         job = followed.job
         self._follow(followed)
         del self.running[job.id]
+        if job.id in self.at_work:
+            self.at_work.remove(job.id)
         result = self._settle(followed, outcome)
         now = time.monotonic()
         self.progress.ended(job.id, result, now)
@@ -416,6 +420,15 @@ class _Coordinator:
         """Say that a job has no result because the ledger takes none; a later run makes it."""
         self.progress.ended(job.id, None, time.monotonic())
         self.display.say(f"{job.arm} seed {job.seed}: {reason}", "bold red")
+
+    def _look_around(self) -> None:
+        """Follow the jobs at work in turn, as far as this tick's time goes."""
+        end = time.monotonic() + LOOK
+        for _ in range(len(self.at_work)):
+            self._follow(self.running[self.at_work[0]])
+            self.at_work.rotate(-1)
+            if time.monotonic() > end:
+                return
 
     def _follow(self, followed: _Followed) -> None:
         job = followed.job

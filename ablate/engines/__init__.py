@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -78,6 +79,11 @@ class Place:
     def folder(self, job_id: str) -> Path:
         return self.out / "jobs" / job_id
 
+    def refresh(self, job_id: str) -> None:
+        """Have a network's file system read a job's folder anew, where it keeps an old view."""
+        with suppress(OSError):
+            os.listdir(self.folder(job_id))  # noqa: PTH208 - opening the folder is what does it
+
 
 class Engine(Protocol):
     """Runs submitted jobs in the order given, at most `workers` at once."""
@@ -90,6 +96,11 @@ class Engine(Protocol):
     @property
     def depth(self) -> int:
         """How many jobs it likes to hold, queued and running."""
+        ...
+
+    @property
+    def fuses(self) -> bool:
+        """Whether a task may have members."""
         ...
 
     def submit(self, task: Task) -> None:

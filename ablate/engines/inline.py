@@ -17,6 +17,7 @@ class InlineEngine:
     workers = 1
     depth = 2
     in_process = True
+    fuses = True
 
     def __init__(
         self,

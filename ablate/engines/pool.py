@@ -66,6 +66,7 @@ class PoolEngine:
     """`workers` processes; a job whose process dies or exceeds `timeout` seconds ends alone."""
 
     in_process = False
+    fuses = True
 
     def __init__(
         self,

@@ -132,6 +132,11 @@ class RayEngine:
     def depth(self) -> int:
         return 2 * max(self.workers, 1)
 
+    @property
+    def fuses(self) -> bool:
+        """Not where folders travel: one goes with a task."""
+        return self._home is None
+
     def submit(self, task: Task) -> None:
         self._queue.append(task)
 
@@ -283,7 +288,8 @@ class RayEngine:
                 continue
             task = self._queue.popleft()
             hand.task = task
-            hand.deadline = time.monotonic() + self._timeout if self._timeout is not None else None
+            if self._timeout is not None:
+                hand.deadline = time.monotonic() + self._timeout * (1 + len(task.members))
             parcel = None
             if self._home and self._place:
                 parcel = Sender(self._place.folder(task.job_id)).changes(final=True)
@@ -314,9 +320,9 @@ class RayEngine:
             outcome, parcel = value
             self._lay_in(hand, parcel)
             assert hand.task is not None
-            if self._place is not None:  # a network's folder is read anew after this
-                with contextlib.suppress(OSError):
-                    os.listdir(self._place.folder(hand.task.job_id))  # noqa: PTH208
+            if self._place is not None:
+                for one in (hand.task, *hand.task.members):
+                    self._place.refresh(one.job_id)
             self._notices.append(Notice(hand.task.job_id, outcome))
             hand.task = hand.run = hand.deadline = hand.news = None
 

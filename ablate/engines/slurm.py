@@ -65,6 +65,7 @@ class SlurmEngine:
     """Submits arrays, reads the mail, asks Slurm now and then what became of the silent ones."""
 
     in_process = False
+    fuses = False  # a ticket is one job's: it is found again by it
 
     def __init__(
         self,
@@ -78,7 +79,8 @@ class SlurmEngine:
     ) -> None:
         if place is None:
             raise EngineError("the engine slurm needs a folder that its jobs share")
-        self._work, self._timeout, self._code = work, timeout, place.code
+        self._work, self._timeout, self._place = work, timeout, place
+        self._code = place.code
         self._option: Callable[[str], Any] = lambda name: slurm_option(place.resources, name)
         self._root = place.out / "slurm"
         for name in ("jobs", "mail", "halt", "logs"):
@@ -223,6 +225,7 @@ class SlurmEngine:
                 ticket.deadline = None
             else:
                 self._end(ticket)
+                self._place.refresh(ticket.task.job_id)
                 outcome = Outcome(letter["kind"], letter["error"])
                 notices.append(Notice(ticket.task.job_id, outcome))
         return notices

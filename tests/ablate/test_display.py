@@ -9,6 +9,7 @@ from rich.console import Console
 
 from ablate.display import (
     HEARTBEAT,
+    ROWS,
     LiveDisplay,
     PlainDisplay,
     Screen,
@@ -18,6 +19,7 @@ from ablate.display import (
 )
 from ablate.nouns import Condition, Criterion, Job, Result
 from ablate.progress import Progress, duration, effort
+from tests.ablate.toys import toy_job
 
 CRITERIA = (
     Criterion("loss", (Condition("final/loss", 0.1),)),
@@ -205,3 +207,17 @@ def test_a_core_that_counts_its_steps_otherwise_breaks_nothing() -> None:
         assert state.seconds_left(float(step)) is None
     state.ended("a", result("a"), 10.0)
     assert state.seconds_left(10.0) == pytest.approx(10.0)
+
+
+def test_a_thousand_running_jobs_do_not_fill_the_screen() -> None:
+    jobs = [toy_job(f"arm {i}", i) for i in range(1000)]
+    progress = Progress(jobs, ())
+    progress.begin({}, [job.id for job in jobs])
+    for i, job in enumerate(jobs):
+        progress.started(job.id, 1, 1000.0 - i)
+    out = io.StringIO()
+    Console(file=out, width=100).print(screen(progress, 1001.0))
+    shown = out.getvalue()
+    assert shown.count("arm ") == ROWS
+    assert "arm 999" in shown  # the one that has run longest
+    assert f"and {1000 - ROWS} more" in shown
