@@ -117,6 +117,11 @@ class RankedArm:
         return sum(self.counts.values())
 
     @property
+    def pruned(self) -> bool:
+        """Whether any of its jobs was stopped because others did better: it has no rank then."""
+        return self.counts.get("pruned", 0) > 0
+
+    @property
     def ended(self) -> bool:
         """Whether any of its jobs has ended, well or not."""
         return self.jobs > self.counts.get("missing", 0)
@@ -144,8 +149,8 @@ def read_arm(
         for job in jobs
         if states[job.id] in ("failed", "diverged", "pruned")
     ]
-    # a seed that diverged has no value to widen the interval with, so the arm is never sure
-    whole = not counts.get("diverged")
+    # a seed that diverged or was pruned has no value to widen the interval with: never sure
+    whole = not (counts.get("diverged") or counts.get("pruned"))
     read = tuple(
         _read_criterion(criterion, metrics, own_gates, len(done), whole) for criterion in criteria
     )

@@ -55,6 +55,16 @@ class Member:
     stop: Callable[[], bool] = lambda: False
 
 
+class Enough(Protocol):
+    """Whether a job may end where it is, by readings under their final names.
+
+    Without `whole` they are those of an evaluation: what is not among them is not known yet. A job
+    that ends early has the reading `final/step`.
+    """
+
+    def __call__(self, metrics: Mapping[str, float], *, whole: bool) -> bool: ...
+
+
 class Core(Protocol):
     """The thing being ablated. A config is any object; the orchestrator only hands it back."""
 
@@ -127,6 +137,7 @@ class Core(Protocol):
         workdir: Path,
         cache: Path,
         stop: Callable[[], bool] = lambda: False,
+        enough: Enough | None = None,
     ) -> dict[str, float]:
         """Train one job, on from its checkpoint in `workdir` if there is one; its final metrics.
 
@@ -334,11 +345,12 @@ class LaneLMCore:
         workdir: Path,
         cache: Path,
         stop: Callable[[], bool] = lambda: False,
+        enough: Enough | None = None,
     ) -> dict[str, float]:
         from model import train as training
 
         try:
-            return training.train(self.build(settings), log, workdir, cache, stop)
+            return training.train(self.build(settings), log, workdir, cache, stop, enough)
         except (training.Diverged, training.Interrupted) as error:
             raise _ours(error) from error
 

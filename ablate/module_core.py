@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ablate.core import CoreError, Log, Member, Progress
+from ablate.core import CoreError, Enough, Log, Member, Progress
 from ablate.nouns import Cost, Criterion, Finding, Gate, Settings, StudyError, Workload
 from ablate.progress import steps
 
@@ -113,6 +113,7 @@ class ModuleCore:
         workdir: Path,
         cache: Path,
         stop: Callable[[], bool] = lambda: False,
+        enough: Enough | None = None,
     ) -> dict[str, float]:
         return self._module.train(settings, log, workdir, cache, stop)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,9 @@ from typing import Any, Literal
 
 Settings = Mapping[str, Any]
 """Dotted paths to plain values: {"optim.lr": 3e-4}."""
+
+EARLY = "final/step"
+"""Reading of a job that ended before its last step because all criteria held: that step."""
 
 UNSEARCHED = "base"
 """What stands for the setting of a range in the levels of arms that no search made."""
@@ -139,6 +143,23 @@ Match = Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
+class Pruning:
+    """Which jobs of a study are stopped because others do better (`ablate.pruning`)."""
+
+    rule: Literal["median", "asha", "hyperband", "wilcoxon"]
+    reading: str
+    """What is compared: of evaluations; for wilcoxon, of final readings."""
+    direction: Literal["minimize", "maximize"] = "minimize"
+    options: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def said(self) -> str:
+        """The rule in a line, by which a pruned result is known as its own."""
+        given = ", ".join(f"{name} {value:g}" for name, value in sorted(self.options.items()))
+        return f"{self.rule} of {self.reading} ({self.direction}{given and ', '}{given})"
+
+
+@dataclass(frozen=True)
 class Study:
     """A question and what is run to answer it, with the command line's options laid over."""
 
@@ -161,6 +182,9 @@ class Study:
     attempts: int = 2
     """Starts a job may have when its worker dies or another passing trouble ends it."""
     resources: Resources = field(default_factory=Resources)
+    pruning: Pruning | None = None
+    stop_when_passed: bool = False
+    """End a job at the first evaluation where all criteria and gates hold."""
     source: str = ""
     """The study file, as errors name it."""
 
@@ -173,6 +197,14 @@ class Study:
 
     def accepts(self, result: Result) -> bool:
         """Whether a result in the ledger is one of this study, so that its job need not run."""
+        if result.state == "pruned":
+            return self.pruning is not None and result.pruned_by == self.pruning.said
+        if result.state == "done" and EARLY in result.metrics:
+            return self.stop_when_passed and all(
+                result.metrics.get(condition.metric, math.nan) < condition.threshold
+                for criterion in self.criteria
+                for condition in criterion.conditions
+            )
         return True
 
     @property
@@ -285,3 +317,5 @@ class Result:
     """commit; core: the hash of the core's sources."""
     environment: Mapping[str, Any] = field(default_factory=dict)
     traceback: str | None = None
+    pruned_by: str = ""
+    """The rule that ended it (`Pruning.said`): to a study without it, the job is unfinished."""

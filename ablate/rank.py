@@ -140,7 +140,11 @@ def _in_order(arms: Sequence[RankedArm]) -> tuple[RankedArm, ...]:
     ranked = []
     for place, index in enumerate(order, start=1):
         arm = arms[index]
-        ranked.append(replace(arm, rank=place if arm.ended else None, pareto=arm.arm in front))
+        ranked.append(
+            replace(
+                arm, rank=place if arm.ended and not arm.pruned else None, pareto=arm.arm in front
+            )
+        )
     return tuple(ranked)
 
 
@@ -156,6 +160,7 @@ def _order(arm: RankedArm) -> tuple[float, ...]:
     )
     return (
         not arm.ended,
+        arm.pruned,
         -arm.count("passed"),
         -arm.count("likely"),
         len(arm.criteria) - len(testable),
@@ -166,6 +171,8 @@ def _order(arm: RankedArm) -> tuple[float, ...]:
 
 def _coordinates(arm: RankedArm) -> list[float | None]:
     """Where an arm stands among trade-offs: all metrics of the criteria, and the cost."""
+    if arm.pruned:  # what is left of it is no place among those that were finished
+        return [None]
     point: list[float | None] = []
     for criterion in arm.criteria:
         void = criterion.verdict == "not testable"
@@ -193,6 +200,11 @@ def _notes(
         notes.append(f"{older} results from older code; --rerun trains them again")
     states = Counter(result.state for result in own)
     notes += [f"{n} of {len(jobs)} jobs {s}" for s, n in sorted(states.items()) if s != "done"]
+    if states["pruned"]:
+        notes.append(
+            "pruned arms have no rank, and effects are of the jobs that were let finish: pruning "
+            "takes the balance out of a grid"
+        )
     if missing := len(jobs) - len(own):
         notes.append(f"{missing} of {len(jobs)} jobs have not ended")
     return tuple(notes)

@@ -15,6 +15,8 @@ The keys of a study file:
     only       list of {factor: level or levels}: only such arms are kept
     timeout    seconds an attempt of a job may take
     attempts   starts a job may have
+    pruning    {rule: options}: stop jobs that do worse than others; off by default
+    stop_when_passed   true: end a job at the first evaluation where all criteria and gates hold
     resources  what a job needs on a cluster (ablate.resources)
     name       the study's name; the file's by default
 """
@@ -22,6 +24,7 @@ The keys of a study file:
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +34,7 @@ from ablate import schema, strict_yaml
 from ablate.core import Core, CoreError, load_core
 from ablate.designs import axes_of
 from ablate.nouns import Factor, Options, Settings, Study, StudyError
+from ablate.pruning_schema import pruning_plain, read_pruning
 from ablate.resources import plain, read_resources
 from ablate.strict_yaml import Entry, suggestion
 
@@ -50,6 +54,8 @@ KEYS = (
     "timeout",
     "attempts",
     "resources",
+    "pruning",
+    "stop_when_passed",
 )
 RESERVED = ("jobs", "cache", "lock", "slurm", "mlartifacts", "mlflow.db")
 """What else lies in OUT."""
@@ -109,6 +115,8 @@ def resolved(study: Study) -> str:
         "only": [{name: list(levels) for name, levels in match.items()} for match in study.only],
         "timeout": study.timeout,
         "attempts": study.attempts,
+        "pruning": pruning_plain(study.pruning),
+        "stop_when_passed": study.stop_when_passed or None,
         "resources": plain(study.resources) or None,
     }
     return strict_yaml.dump({key: v for key, v in value.items() if v not in (None, [])})
@@ -169,15 +177,16 @@ def _study(path: Path, entries: Entries, options: Options) -> Study:
         raise entries["zip"].error(str(error).removeprefix("zip: ")) from None
     if options.seeds is not None and options.seeds < 1:
         raise StudyError(f"--seeds: given {options.seeds}, must be 1 or more")
+    seeds = schema.read_seeds(entries.get("seeds"))
+    if options.seeds is not None:
+        seeds = tuple(range(options.seeds))
     return Study(
         name=_name(path, entries.get("name"), options.data),
         question=" ".join(entries["question"].text().split()),
         base={**base, **laid},
         factors=factors,
         designs=designs,
-        seeds=tuple(range(options.seeds))
-        if options.seeds
-        else schema.read_seeds(entries.get("seeds")),
+        seeds=seeds,
         criteria=criteria,
         zipped=zipped,
         exclude=schema.read_matches(entries.get("exclude"), levels),
@@ -186,8 +195,19 @@ def _study(path: Path, entries: Entries, options: Options) -> Study:
         timeout=schema.read_positive(entries.get("timeout"), float, None),
         attempts=schema.read_positive(entries.get("attempts"), int, 2),
         resources=read_resources(entries.get("resources"), options.resources),
+        pruning=read_pruning(entries.get("pruning"), len(seeds)),
+        stop_when_passed=_early(entries.get("stop_when_passed"), core),
         source=str(path),
     )
+
+
+def _early(entry: Entry | None, core: Core) -> bool:
+    """`stop_when_passed`, of a core that can end a job early."""
+    if entry is None or not entry.typed(bool, "true or false"):
+        return False
+    if "enough" not in inspect.signature(core.train).parameters:
+        raise entry.error("this core ends no job early: its train takes no `enough`")
+    return True
 
 
 def _laid_over(core: Core, options: Options) -> dict[str, Any]:

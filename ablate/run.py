@@ -22,7 +22,7 @@ from ablate.core import Core, CoreError, load_core
 from ablate.display import Display
 from ablate.engines import Engine, Notice, Outcome, Place, Task, engine_class, make_engine
 from ablate.ledger import Ledger, write_atomic
-from ablate.nouns import Job, Plan, Result, Study, StudyError
+from ablate.nouns import Job, Plan, Pruning, Result, Study, StudyError
 from ablate.progress import Progress, effort
 from ablate.reader import resolved
 from ablate.scribe import Recorder, Scribe
@@ -30,6 +30,7 @@ from ablate.stopping import StopFlag, stop_signals
 from ablate.worker import Worker, describe_code
 
 if TYPE_CHECKING:
+    from ablate.pruning import Pruner
     from ablate.rank import Ranking
 
 Conclude = Callable[[Mapping[str, Result]], tuple["Ranking", Sequence[Path]]]
@@ -156,6 +157,9 @@ class _Coordinator:
     running: dict[str, _Followed] = field(default_factory=dict)
     cohorts: dict[str, list[_Followed]] = field(default_factory=dict)
     """The jobs of each task under way, by its lead."""
+    pruner: Pruner | None = None
+    pruned: dict[str, str] = field(default_factory=dict)
+    """Jobs that were told to stop, and why."""
     news: bool = True
     """Whether a job has ended since adaptive designs were asked."""
     at_work: deque[str] = field(default_factory=deque)
@@ -178,6 +182,8 @@ class _Coordinator:
         self.progress = Progress(self.plan.jobs, self.study.criteria)
         self.progress.begin(ended, [job.id for job in todo])
         self.scribe = Scribe(self.make_recorder, self.display.say)
+        if self.study.pruning is not None and (todo or self.plan.more):
+            self.pruner = make_pruner(self.study.pruning, self.plan.jobs, ended, self.ledger)
         if todo or self.plan.more:
             self._train(todo)
         self.scribe.begin(self.plan)
@@ -227,15 +233,16 @@ class _Coordinator:
             self.study.core,
             cache,
             self.code,
+            criteria=self.study.criteria if self.study.stop_when_passed else None,
             capture=not engine_class(self.options.engine).in_process,
         )
-        engine = make_engine(
+        self.engine = engine = make_engine(
             self.options.engine,
             self.worker,
             self.options.workers,
             timeout=self.study.timeout,
             preload=(*PRELOAD, *self.core.preload),
-            stop_asked=lambda: self.stop.asked,
+            stop_asked=self._asked,
             place=Place(
                 self.ledger.out,
                 cache,
@@ -263,7 +270,8 @@ class _Coordinator:
             configs = [self.core.build(job.settings) for job in todo]
             for job, config in zip(todo, configs, strict=True):
                 at_most = self.options.fuse or self.core.fused_by_default(config)
-                if not engine.fuses:
+                alone = self.study.pruning is not None or self.study.stop_when_passed
+                if not engine.fuses or alone:
                     at_most = 1
                 self.kin[job.id] = self.core.kinship(config) if at_most > 1 else None, at_most
             self.core.prepare(configs, cache, progress)
@@ -288,6 +296,8 @@ class _Coordinator:
             self.plan = self.grow(self.progress.results, max(slots, 0))
             new = [job for job in self.plan.jobs if job.id not in self.jobs]
             self.jobs |= {job.id: job for job in new}
+            if self.pruner is not None:
+                self.pruner.extend(new)
             found = {job.id: self._result(job.id) for job in new}
             todo = sorted((job for job in new if self._due(found[job.id])), key=_longest_first)
             self.progress.extend(new, {k: r for k, r in found.items() if r is not None}, todo)
@@ -393,11 +403,15 @@ class _Coordinator:
             self.trained.append(job.id)
             self.display.ended(self.progress, job, result, now - followed.since)
             self.scribe.tell("job_finished", job, result, self.ledger.folder(job.id))
+            if self.pruner is not None:
+                self._prune(self.pruner.ended(job, result))
 
     def _settle(self, followed: _Followed, outcome: Outcome) -> Result | None:
         """The job's result; None when it is to run again, now or in a later run."""
         job = followed.job
         result = self.ledger.result(job.id)
+        if result is None and job.id in self.pruned:
+            return self._keep(followed, self._pruned(followed))
         if result is not None or outcome.kind == "interrupted":
             return result
         if self.stop.asked and outcome.kind != "timed out":
@@ -408,13 +422,53 @@ class _Coordinator:
             followed.attempt += 1
             self.waiting.append(followed)
             return None
-        result = self.worker.result(followed.task, "failed", {}, error)
+        return self._keep(followed, self.worker.result(followed.task, "failed", {}, error))
+
+    def _keep(self, followed: _Followed, result: Result) -> Result | None:
         try:
             self.ledger.write_result(result)
         except OSError as trouble:
-            self._lose(job, f"{error}; this cannot be written ({trouble.strerror})")
+            line = f"{result.error}; this cannot be written ({trouble.strerror})"
+            self._lose(followed.job, line)
             return None
         return result
+
+    def _pruned(self, followed: _Followed) -> Result:
+        """How a job ended that was told to stop: with its last readings, none of them final."""
+        assert self.study.pruning is not None
+        last: dict[str, float] = {}
+        step = 0
+        for event in self.ledger.events(followed.job.id):
+            step = event.get("step", step)
+            read = event.get("metrics") or {}
+            last |= {k: v for k, v in read.items() if v is not None and not k.startswith("final/")}
+        why = f"{self.pruned[followed.job.id]}; stopped after step {step}"
+        result = self.worker.result(followed.task, "pruned", last, why)
+        return replace(result, pruned_by=self.study.pruning.said)
+
+    def _asked(self) -> bool:
+        """Whether to stop; asked by jobs in this process, which may be pruned only then."""
+        if self.pruner is not None:
+            for followed in list(self.running.values()):
+                self._follow(followed)
+        return self.stop.asked
+
+    def _prune(self, verdicts: Mapping[str, str]) -> None:
+        """Tell jobs to stop. Those that wait for a worker end here."""
+        for job_id, why in verdicts.items():
+            self.pruned.setdefault(job_id, why)
+            if job_id in self.running:
+                self.engine.cancel(job_id)
+        for followed in [f for f in self.waiting if f.job.id in verdicts]:
+            self.waiting.remove(followed)
+            try:
+                self.ledger.create(followed.job)
+            except OSError as error:
+                self._lose(followed.job, f"its folder cannot be written ({error.strerror})")
+                continue
+            followed.since = time.monotonic()
+            self.running[followed.job.id] = followed
+            self._ended(followed, Outcome("interrupted"))
 
     def _lose(self, job: Job, reason: str) -> None:
         """Say that a job has no result because the ledger takes none; a later run makes it."""
@@ -436,6 +490,23 @@ class _Coordinator:
         if events:
             self.progress.events(job.id, events)
             self.scribe.tell("job_events", job, events)
+            if self.pruner is not None:
+                self._prune(self.pruner.heard(job, events))
+
+
+def make_pruner(
+    pruning: Pruning, jobs: Sequence[Job], ended: Mapping[str, Result], ledger: Ledger
+) -> Pruner:
+    """A pruner that knows what earlier runs left."""
+    from ablate.pruning import Pruner  # optuna takes a while to import
+
+    pruner = Pruner(pruning)
+    pruner.extend(jobs)
+    for job in jobs:
+        if job.id in ended:
+            pruner.heard(job, ledger.events(job.id))
+            pruner.ended(job, ended[job.id])
+    return pruner
 
 
 class _Stopped(Exception):  # noqa: N818 - asked for, not a mistake

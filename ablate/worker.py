@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ablate.core import CoreError, Diverged, Interrupted, Member, load_core
+from ablate.core import Core, CoreError, Diverged, Interrupted, Member, load_core
 from ablate.engines import Outcome, StopAsked, Task
 from ablate.ledger import Ledger, LockHeld
-from ablate.nouns import Result, State
+from ablate.nouns import Criterion, Result, Settings, State
 
 PATIENCE = 10.0
 """Seconds to wait for a job's lock: the worker of a coordinator that was just killed leaves at
@@ -46,6 +46,8 @@ class Worker:
     code: Mapping[str, str]
     environment: Mapping[str, Any] | None = None
     """None: of the process that trains, wherever that is."""
+    criteria: tuple[Criterion, ...] | None = None
+    """End a job early where all of these and the gates hold; None: never."""
     capture: bool = True
     """Send stdout and stderr of the process into the job's folder while the job runs."""
 
@@ -90,13 +92,12 @@ class Worker:
         diary.write({"event": "started", "attempt": task.attempt, "core": self.code.get("core")})
         end: Mapping[str, float] | BaseException
         try:
-            end = load_core(self.core).train(
-                ledger.settings(task.job_id),
-                diary.log,
-                ledger.folder(task.job_id),
-                self.cache,
-                stop,
-            )
+            core, settings = load_core(self.core), ledger.settings(task.job_id)
+            early: dict[str, Any] = {}
+            if self.criteria is not None:
+                early["enough"] = functools.partial(all_hold, core, self.criteria, settings)
+            folder = ledger.folder(task.job_id)
+            end = core.train(settings, diary.log, folder, self.cache, stop, **early)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a failed job is data
             end = error
         return self._book(diary, task, end)
@@ -177,6 +178,28 @@ class Worker:
             environment=_environment() if self.environment is None else self.environment,
             traceback=trace,
         )
+
+
+def all_hold(
+    core: Core,
+    criteria: Sequence[Criterion],
+    settings: Settings,
+    metrics: Mapping[str, float],
+    *,
+    whole: bool,
+) -> bool:
+    """Whether all criteria and gates hold.
+
+    Without `whole`, whether no reading speaks against it; an evaluation does not take them all.
+    """
+    for criterion in criteria:
+        for condition in criterion.conditions:
+            value = metrics.get(condition.metric)
+            if value is None and not whole:
+                continue  # an evaluation does not take it
+            if value is None or not value < condition.threshold:
+                return False
+    return not whole or all(gate.verdict != "failed" for gate in core.gates(metrics, settings))
 
 
 class Diary:

@@ -14,7 +14,7 @@ SETTINGS |= {"fault": "none", "fault_step": 10, "fault_times": 99}
 FAULTS = ("none", "raise", "exit", "diverge", "sleep", "hang")
 
 
-def train(settings, log, workdir, cache, stop=lambda: False):
+def train(settings, log, workdir, cache, stop=lambda: False, enough=None):
     rng, y = np.random.default_rng(settings["seed"]), np.arange(120) % 3
     x = np.array([[0, 2], [2, -1], [-2, -1]])[y] + settings["noise"] * rng.normal(size=(120, 2))
     x, kept = settings["scale"] * np.c_[x, np.ones(120)], workdir / "kept.json"
@@ -26,6 +26,9 @@ def train(settings, log, workdir, cache, stop=lambda: False):
         log(step, {"train/loss": loss}, "warm" if step == 3 else None)
         if step == settings["steps"]:
             return {"final/loss": loss, "final/error": error, "cost/seconds": time.process_time()}
+        read = {"final/loss": loss, "final/error": error}
+        if enough and step and step % 10 == 0 and enough(read, whole=True):
+            return {**read, "final/step": step}
         if stop():
             raise Interrupted(f"stopped at step {step}")
         if step == settings["fault_step"]:
