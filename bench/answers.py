@@ -29,6 +29,7 @@ from rich.table import Table
 from ablate.ledger import Ledger
 from ablate.nouns import Job, Options, Plan, Result
 from ablate.study import load_study, plan
+from model.album import QUALITY
 from model.config import DataConfig
 from model.data import make_splits
 
@@ -93,7 +94,12 @@ AT_THE_END = [
     "blank_loss",
     "shuffle_loss",
 ]
-PICTURES = ("attention", "train_0", "val_0", "val_1")
+DRAWN = (0, 100, 200, 400, 500)
+PICTURES = (
+    *(f"{name}_step{step:06d}.webp" for name in ("attention", "train_0") for step in DRAWN),
+    *(f"val_0_step{step:06d}.webp" for step in DRAWN[1:]),
+    *(f"{name}_step000500.webp" for name in ("train_1", "val_1")),
+)
 
 
 def main() -> None:
@@ -159,8 +165,8 @@ def make_ledger(study: Path, out: Path) -> int:
     image = make_splits(DataConfig()).train[0].load(DataConfig()).image
     originals = []
     for name in PICTURES:
-        originals.append(out / f"{name}.png")
-        cv2.imwrite(str(originals[-1]), image)
+        originals.append(out / name)
+        cv2.imwrite(str(originals[-1]), image, [cv2.IMWRITE_WEBP_QUALITY, QUALITY])
     for job in planned.jobs:
         folder = ledger.create(job)
         (folder / "pictures").mkdir()
