@@ -84,5 +84,5 @@ check: $(STAMP) ## format, lint, types, imports
 	@$(BIN)/lint-imports
 	@$(BIN)/pyright
 
-bench: $(STAMP) ## the figures that the README quotes
-	@for script in bench/*.py; do m=$${script%.py}; $(BIN)/python -m $${m//\//.}; done
+bench: $(STAMP) ## all benchmarks, into bench/RESULTS.md (ARGS=--quick: a third of the time)
+	@$(BIN)/python -m bench $(ARGS)

@@ -7,11 +7,15 @@ the images, the bare backbone (images ready in memory, nothing written), `prepar
 of it, files flushed), and reading back from the bank as a job does (from the page cache). From
 them: the seconds of a study whose jobs share one bank, and of one whose jobs each compute theirs.
 The processor time beside the wall time tells how much of it other programs took.
+
+Then the resident memory of a worker that reads every image of a bank, of 50 and of 1,000 images
+(empty files of the right size: what they hold makes no difference to the mapping).
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import statistics
 import tempfile
 import time
@@ -25,10 +29,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from bench.rows import Row, hand_in
 from model.allocator import keep_freed_memory
 from model.backbone import Pyramid, make_pyramid
 from model.config import BackboneConfig, DataConfig, TrainConfig
 from model.data import make_splits
+from model.feature_bank import FILES, MANIFEST, Layout
 from model.features import FeatureBank, cores, prepare_features
 
 LOAD = "drawing or decoding, one thread"
@@ -65,6 +71,47 @@ def main() -> None:
             times[READ].append(timed(lambda bank=bank: read_back(bank, (0, 1, 2))))
             times[READ_P5].append(timed(lambda bank=bank: read_back(bank, (2,))))
     show(config.backbone.name, len(refs), args.jobs, times)
+    hand_in([throughput(times), memory()])
+
+
+def throughput(times: Mapping[str, list[tuple[float, float]]]) -> Row:
+    """The making of the bank against the bare backbone, in processor time."""
+    bare, load, made = (
+        statistics.median(spent for _, spent in times[name]) for name in (BARE, LOAD, MADE)
+    )
+    share = bare / (made - load)
+    whole = f"{bare:.1f} s (backbone alone)"
+    what = "frozen features, computed once, images loaded"
+    return Row(what, f"{made - load:.1f} s", whole, share, ">= 0.8", share >= 0.8, "share")
+
+
+def memory() -> Row:
+    """How much more memory a worker takes that reads 1,000 images instead of 50."""
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as temporary, context.Pool(1, maxtasksperchild=1) as pool:
+        peaks = {}
+        for n in (50, 1000):
+            folder = Path(temporary) / str(n)
+            layout = Layout(
+                tuple(map(str, range(n))), (40, 112, 320), ((40, 100), (20, 50), (10, 25))
+            )
+            folder.mkdir()
+            (folder / MANIFEST).write_text(layout.to_json())
+            for name, size in zip(FILES, layout.file_bytes(), strict=True):
+                with (folder / name).open("wb") as file:
+                    file.truncate(size)
+            peaks[n] = pool.apply(peak_memory, (folder,))
+    more = peaks[1000] / peaks[50]
+    what = "memory of a worker, 1,000 images for 50"
+    sizes = f"{peaks[1000]:.0f} MB", f"{peaks[50]:.0f} MB"
+    return Row(what, *sizes, more, "<= 1.3x", more <= 1.3)
+
+
+def peak_memory(folder: Path) -> float:
+    """Peak resident MB of this process after reading a whole bank (Linux)."""
+    read_back(FeatureBank.open(folder), (0, 1, 2))
+    status = Path("/proc/self/status").read_text().split()
+    return int(status[status.index("VmHWM:") + 1]) * 1024 / 1e6
 
 
 def timed(work: Callable[[], object]) -> tuple[float, float]:

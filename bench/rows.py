@@ -42,7 +42,8 @@ class Row:
         return cls(what, f"{part:.2f} s", whole, value, goal, value < limit, "share")
 
     def value(self) -> str:
-        return f"{self.ratio:.2f}x" if self.unit == "x" else f"{self.ratio:.1%}"
+        """The ratio as it is to be read; plain seconds have none."""
+        return {"x": f"{self.ratio:.2f}x", "share": f"{self.ratio:.1%}"}.get(self.unit, "")
 
 
 def hand_in(rows: Iterable[Row]) -> None:
