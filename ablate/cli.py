@@ -145,6 +145,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `ablate plan | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a full disk, a folder that takes no files, a lost mount
+        place = f"{error.filename}: " if error.filename else ""
+        complain(f"ablate: {place}{error.strerror or error}")
+        return commands.FAILED
     return status if isinstance(status, int) else 0
 
 

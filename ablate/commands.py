@@ -270,7 +270,14 @@ def record(
         files = asked.answer(ranking, asked.results)
         from ablate.record import rebuild
 
-        rebuild(asked.study, asked.plan, asked.ledger, ranking, files)
+        try:
+            rebuild(asked.study, asked.plan, asked.ledger, ranking, files)
+        except Exception as error:  # noqa: BLE001 - its network's, its database's: all one here
+            complain(
+                f"ablate: MLflow cannot be written: {type(error).__name__}: {error}; the ledger "
+                "keeps everything, the same command makes MLflow complete later"
+            )
+            raise typer.Exit(FAILED) from None
     console().print(f"{len(asked.results)} jobs of {asked.study.name} are in MLflow")
 
 

@@ -194,9 +194,14 @@ class Request:
         return write_report(self.study, self.plan, self.ledger, ranking, found, command)
 
     def answer(self, ranking: Ranking, results: Mapping[str, Result] | None = None) -> list[Path]:
-        """Write the report; every file that belongs to the answer."""
-        page = self.report(ranking, results)
-        files = (page, page.with_suffix(".md"), page.with_name("ranking.json"))
+        """Write the report; every file that belongs to the answer. A full disk is no matter."""
+        folder = self.ledger.study_folder(self.study.name)
+        try:
+            self.report(ranking, results)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            complain(f"the report cannot be written ({reason}); later: ablate report")
+        files = (folder / name for name in ("report.html", "report.md", "ranking.json"))
         return [path for path in files if path.exists()]
 
 

@@ -319,3 +319,37 @@ def test_everything_is_in_mlflow(
     assert main(["record", study, "--out", out]) == 0
     again = client.search_runs([experiment.experiment_id], "tags.kind = 'job'")
     assert {run.info.run_id for run in again} == {run.info.run_id for run in runs}
+
+
+def full(*arguments: Any, **options: Any) -> None:
+    raise OSError(28, "No space left on device", "/somewhere/report.html")
+
+
+def test_a_report_that_finds_no_room_is_said_and_the_ranking_stands(
+    study: str, out: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("ablate.conclude.write_report", full)
+        assert run(study, out) == 0
+        captured = capsys.readouterr()
+        assert "the report cannot be written (No space left on device)" in captured.err
+        assert "small/low" in captured.out
+        assert main(["report", study, "--out", out]) == 1
+        assert (
+            capsys.readouterr().err == "ablate: /somewhere/report.html: No space left on device\n"
+        )
+    assert main(["report", study, "--out", out]) == 0
+
+
+def test_a_record_without_mlflow_is_one_line(
+    study: str, out: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*arguments: Any) -> None:
+        raise ConnectionError("no such\nserver")
+
+    assert run(study, out) == 0
+    capsys.readouterr()
+    monkeypatch.setattr("ablate.record.rebuild", unreachable)
+    assert main(["record", study, "--out", out]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "MLflow cannot be written: ConnectionError: no such server" in line
