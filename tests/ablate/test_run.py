@@ -340,3 +340,18 @@ def test_a_locked_job_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert outcome.kind == "broken"
     assert "held by" in outcome.error
     assert worker(task, lambda: False).kind == "ended"
+
+
+def test_a_clock_that_jumps_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Back a day, on a year: what waits and times out goes by the monotonic clock."""
+    plan, real = toy_plan(2), time.time
+    jumps = iter(range(10_000))
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: real() + (-86_400, 31_536_000)[next(jumps) % 2])
+        study = toy_study(timeout=30.0)
+        assert run_toys(tmp_path / "jumps", plan, study=study).count("done") == 2
+        assert run_toys(tmp_path / "jumps", plan).trained == ()
+    run_toys(tmp_path / "calm", plan)
+    assert numbers(tmp_path / "jumps", plan.jobs) == numbers(tmp_path / "calm", plan.jobs)
