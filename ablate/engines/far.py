@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ablate.engines import Outcome, Place, Task
+from ablate.engines import Outcome, Task
 from ablate.engines.mirror import Parcel, Sender, lay_out
 
 NEWS_EVERY = 1.0
@@ -35,7 +35,6 @@ class FarWorker:
         self,
         work: Any,
         preload: Sequence[str],
-        place: Place | None,
         home: Path | None,
         path: Sequence[str],
         shared: Sequence[tuple[str, int, Any]],
@@ -46,8 +45,7 @@ class FarWorker:
         Args:
             work: what is done for each job.
             preload: modules to import now.
-            place: where the coordinator has the jobs.
-            home: where they live on this machine, which does not see `place`; None: it does.
+            home: where they live on this machine, which does not see OUT; None: it does.
             path: the coordinator's sys.path.
             shared: what jobs share: name, size, and what `get` makes its bytes of.
             get: see `shared`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ class Heard:
         self.ends: list[tuple[str, str]] = []
         self.ticks = 0
         self.prepared: list[tuple[int, int]] = []
+        self._console = threading.Lock()  # like a real one, it cannot be sent to another process
 
     def say(self, text: str, style: str = "") -> None:
         self.said.append(text)
