@@ -259,7 +259,6 @@ class RayEngine:
             ).remote(
                 self._work,
                 self._preload,
-                self._place,
                 self._home,
                 sys.path,
                 self._shared(),
