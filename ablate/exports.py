@@ -26,6 +26,10 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+StorageFile = Annotated[
+    Path,
+    typer.Argument(metavar="FILE", help="SQLite (.db) or a journal (.jsonl), by its suffix."),
+]
 TableFile = Annotated[Path, typer.Argument(metavar="FILE", help="The CSV file to write.")]
 
 
@@ -59,3 +63,23 @@ def table(
     except OSError as error:
         raise StudyError(f"{file}: cannot be written ({error.strerror})") from None
     console().print(f"{len(asked.results)} jobs of {asked.study.name} are in {file}")
+
+
+@app.command()
+def optuna(
+    study: StudyName,
+    file: StorageFile,
+    data: Data = None,
+    checkpoint: Checkpoint = None,
+    seeds: Seeds = None,
+    sets: Sets = None,
+    out: Out = RUNS,
+) -> None:
+    """An Optuna storage, a trial a job: optuna-dashboard and optuna.load_study open it."""
+    from ablate.optuna_export import export
+
+    asked = request(study, data, checkpoint, seeds, sets, out)
+    if not asked.results:
+        raise StudyError(f"{asked.study.name}: no job has ended in {out}; ablate run comes first")
+    count = export(asked.study, asked.plan, asked.ledger, asked.results, file)
+    console().print(f"{count} trials of {asked.study.name} are in {file}")
