@@ -353,6 +353,8 @@ class _Coordinator:
         try:
             if followed.attempt == 1:
                 self._open(followed.job)
+            else:
+                self.ledger.create(followed.job)  # sweeps what a killed writer left half written
         except OSError as error:
             self._lose(followed.job, f"its folder cannot be written ({error.strerror})")
             return False
