@@ -30,8 +30,9 @@ SCRIPTS: dict[str, tuple[list[str], list[str]]] = {
     "decode": (["--repeats", "5"], ["--repeats", "2"]),
     "features": (["--images", "24"], ["--images", "8", "--repeats", "3"]),
     "start": (["--repeats", "5"], ["--repeats", "3"]),
+    "orchestration": ([], ["--theirs", "2"]),
     "overhead": ([], ["--rounds", "1"]),
-    "fuse": ([], ["--k", "1", "4", "--levels", "p5", "--repeats", "5"]),
+    "fuse": (["--repeats", "5"], ["--k", "1", "4", "--levels", "p5", "--repeats", "5"]),
     "study": (["--steps", "300"], ["--steps", "20", "--side", "ours"]),
     "answers": ([], ["--repeats", "1"]),
 }

@@ -189,7 +189,7 @@ def rows_of(read: Mapping[str, Mapping[str, float]], steps: int, workers: int) -
     what = f"24 jobs x {steps} steps on {workers} workers"
     if ours := read.get("ours"):
         ratio = (ours["wall"] - ours["tail"]) / ours["pure"]
-        whole = f"{ours['pure']:.0f} s pure training / {workers} + {ours['tail']:.0f} s tail"
+        whole = f"{ours['pure']:.0f} s (pure training / {workers}) + {ours['tail']:.0f} s tail"
         rows.append(Row(what, f"{ours['wall']:.0f} s", whole, ratio, "<= 1.08x", ratio <= 1.08))
         for name in ("evaluation", "final"):
             part = f"{name} readings, share of training"
