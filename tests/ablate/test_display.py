@@ -185,19 +185,6 @@ def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_ten_thousand_jobs_cost_little() -> None:
-    import time
-
-    jobs = [job(str(i)) for i in range(10_000)]
-    state = progress(*jobs)
-    begin = time.perf_counter()
-    for i, one in enumerate(jobs[:2000]):
-        state.started(one.id, 1, float(i))
-        state.ended(one.id, result(one.id, loss=1.0), i + 1.0)
-        state.seconds_left(i + 1.0)
-    assert (time.perf_counter() - begin) / 2000 < 1e-3
-
-
 def test_a_core_that_counts_its_steps_otherwise_breaks_nothing() -> None:
     """Epochs from 1, more of them than the settings seem to say."""
     state = progress(job("a", steps=1), job("b", steps=1), workers=1)

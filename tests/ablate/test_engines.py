@@ -180,12 +180,12 @@ def test_stop_forgets_the_queue_and_asks_the_running(pool: Engine) -> None:
 
 def test_close_kills_what_runs() -> None:
     engine = make_engine("pool", work, 1)
-    engine.submit(task("sleep:60"))
+    engine.submit(task("sleep:600"))
     while not engine.wait(0.5):
         pass
     begin = time.monotonic()
     engine.close()
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 60, "it waited for the job"
     assert engine.pending() == 0
 
 

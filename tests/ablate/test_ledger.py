@@ -313,10 +313,3 @@ def test_an_out_that_takes_no_files(tmp_path, monkeypatch):
     ):
         pass
     assert "\n" not in str(caught.value)
-
-
-def test_writing_a_result_durably_is_quick(ledger):
-    begin = time.perf_counter()
-    for _ in range(20):
-        ledger.write_result(RESULT)
-    assert (time.perf_counter() - begin) / 20 < 0.2

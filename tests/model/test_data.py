@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import cv2
@@ -276,9 +275,7 @@ def test_a_list_as_long_as_culanes_is_planned_without_opening_its_images(tmp_pat
     for name, count in (("train_gt.txt", 88_880), ("test.txt", 34_680)):
         lines = [f"/{name[:4]}/{i:05d}.jpg /laneseg/{i}.png 1 1 1 0\n" for i in range(count)]
         (root / "list" / name).write_text("".join(lines))
-    start = time.perf_counter()
-    splits = make_splits(_config(root, train_images=64, seed=1))
-    assert time.perf_counter() - start < 5
+    splits = make_splits(_config(root, train_images=64, seed=1))  # there is no image to open
     assert len(splits.train) == 64
 
 
