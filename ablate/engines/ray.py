@@ -37,7 +37,7 @@ os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".*")  # of workers' and rayl
 if os.environ.get("RAY_ADDRESS", "").strip() in ("", "local"):
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # its own way to say: loopback only
 
-import ray  # pyright: ignore[reportMissingImports]
+import ray as _ray  # pyright: ignore
 from ray.exceptions import (  # pyright: ignore[reportMissingImports]
     GetTimeoutError,
     RayError,
@@ -62,6 +62,7 @@ from ablate.engines.mirror import Parcel, Sender, lay_in
 from ablate.engines.pool import ONE_THREAD
 from ablate.nouns import StudyError
 
+ray: Any = _ray  # without the extra, a type checker takes this very file for it
 NODES_EVERY = 2.0
 """Seconds between looks at which nodes there are."""
 ANSWER = 120.0
