@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ablate.core import Core
+from ablate.importance import importances_of
 from ablate.ledger import Ledger, write_atomic
 from ablate.nouns import Plan, Result, Study
 from ablate.rank import Ranking, judge, rank
@@ -24,6 +25,7 @@ def results_of(study: Study, plan: Plan, ledger: Ledger) -> dict[str, Result]:
 def rank_study(study: Study, plan: Plan, core: Core, results: Mapping[str, Result]) -> Ranking:
     """Rank with the core's gates and findings, naming results of older code."""
     gates, findings = judge(core, plan.jobs, results)
+    importances, untold = importances_of(study, plan.jobs, results, gates)
     return rank(
         study,
         plan.jobs,
@@ -31,8 +33,9 @@ def rank_study(study: Study, plan: Plan, core: Core, results: Mapping[str, Resul
         gates=gates,
         findings=findings,
         core_hash=core.source_hash(),
-        design=(*plan.notes, *plan.more),
+        design=(*plan.notes, *plan.more, *untold),
         walked=plan.walked,
+        importances=importances,
     )
 
 

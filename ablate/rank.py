@@ -20,6 +20,7 @@ from ablate.stats import Effect, pareto_front
 if TYPE_CHECKING:
     from ablate.anova import Term
     from ablate.core import Core
+    from ablate.importance import Importance
     from ablate.margins import Interaction
 
 PX_ERROR = "final/px_error"
@@ -46,6 +47,8 @@ class Ranking:
     """How the jobs of each level ended."""
     design: tuple[str, ...] = ()
     """What a reader of the designs must know: the aliases of a fractional one."""
+    importances: tuple[Importance, ...] = ()
+    """Of a search's factors and ranges; no other design has them."""
 
     def arm(self, label: str) -> RankedArm:
         """The arm of that label (KeyError where there is none)."""
@@ -64,6 +67,7 @@ class Ranking:
                 "effects": [asdict(effect) for effect in self.effects],
                 "variance": [asdict(term) for term in self.variance],
                 "interactions": [asdict(pair) for pair in self.interactions],
+                "importances": [asdict(one) for one in self.importances],
                 "levels": [asdict(level) for level in self.levels],
                 "notes": [*self.notes, *self.design],
             }
@@ -99,6 +103,7 @@ def rank(
     core_hash: str | None = None,
     design: Sequence[str] = (),
     walked: Sequence[str] = (),
+    importances: Sequence[Importance] = (),
 ) -> Ranking:
     """Rank the arms of a study by its criteria, and compare them.
 
@@ -111,6 +116,7 @@ def rank(
         core_hash: hash of today's core sources; results of other sources are named in the notes.
         design: notes of the plan.
         walked: labels of an ablation path's arms.
+        importances: of a search's factors and ranges.
     """
     gates, findings = gates or {}, findings or {}
     grouped: dict[str, list[Job]] = {}
@@ -130,6 +136,7 @@ def rank(
         interactions=found.interactions,
         levels=found.levels,
         design=tuple(design),
+        importances=tuple(importances),
         notes=_notes(jobs, results, core_hash),
     )
 

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ablate import charts, runs, wording
+from ablate import charts, importance, runs, wording
 from ablate.arm import RankedArm
 from ablate.gallery import gallery, over_steps
 from ablate.nouns import Job, Plan, Result, Study
@@ -154,6 +154,7 @@ def _common(
             if any(state in level.counts for level in ranking.levels)
         ],
         "front": wording.front(ranking),
+        **_importances(ranking),
         "term_names": list(dict.fromkeys(term.term for term in ranking.variance)),
         "diagnosed": [
             arm
@@ -164,6 +165,15 @@ def _common(
         "command": command or f"ablate run {study.source or study.name}",
         "settings": settings.settings if settings else {},
         "settings_of": settings.arm if settings else "no job",
+    }
+
+
+def _importances(ranking: Ranking) -> dict[str, Any]:
+    found = importance.columns(ranking.importances)
+    return {
+        "importances": {importance.heading(own, found): values for own, values in found.items()},
+        "importance_names": importance.rows(ranking.importances),
+        "importance_notes": importance.explained(ranking.importances),
     }
 
 

@@ -116,6 +116,8 @@ class Space:
         params: dict[str, Any] = {}
         for axis in self.varied:
             found = [label for label, own in axis.choices if all(levels[f] == own[f] for f in own)]
+            if not found:  # named in a list, past zipped factors
+                return None
             params[axis.name] = found[0]
         for path, range_ in self.ranges.items():
             if levels.get(path, UNSEARCHED) == UNSEARCHED:

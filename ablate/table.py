@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from ablate import wording
+from ablate import importance, wording
 from ablate.arm import CriterionReading, RankedArm, Verdict
 from ablate.rank import Ranking
 from ablate.stats import CONFIDENCE, Effect
@@ -41,6 +41,7 @@ def answer(ranking: Ranking) -> RenderableType:
     if len(ranking.design) > DESIGN_SHOWN:
         parts.append(Text(f"... {len(ranking.design) - DESIGN_SHOWN} more in the report", "dim"))
     parts += [*effects_tables(ranking), *variance_table(ranking)]
+    parts += importance_table(ranking)
     return Group(*parts)
 
 
@@ -131,6 +132,23 @@ def variance_table(ranking: Ranking) -> list[RenderableType]:
         table.add_row(said, *(_share(found.get(metric)) for metric in metrics))
     title = "Shares of the variance (* clear after Holm's correction)"
     return [Text(), Text(title, "bold"), Padding(table, (0, 0, 0, 2), expand=False)]
+
+
+def importance_table(ranking: Ranking) -> list[RenderableType]:
+    """What a search's readings hung on; nothing of other designs."""
+    if not ranking.importances:
+        return []
+    found = importance.columns(ranking.importances)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("setting")
+    for column in found:
+        table.add_column(importance.heading(column, found), justify="right", no_wrap=True)
+    for name in importance.rows(ranking.importances)[:EFFECTS_SHOWN]:
+        cells = [own[name].text if name in own else "-" for own in found.values()]
+        table.add_row(Text(name), *cells)
+    told = [Text(f"  {line}", "dim") for line in importance.explained(ranking.importances)]
+    title = Text("What the search's readings hung on", "bold")
+    return [Text(), title, Padding(table, (0, 0, 0, 2), expand=False), *told]
 
 
 def _share(term: Term | None) -> Text:
