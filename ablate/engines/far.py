@@ -61,6 +61,8 @@ class FarWorker:
             self._work = work.moved(home, home / "cache")
         self._halted: set[str] = set()
         self._sender: Sender | None = None
+        self._attempt = ("", 0)
+        """At which job and attempt it is."""
         self._unheard = Parcel()
         """What `news` gave last; the next call of it says that it arrived."""
         self._files_due = 0.0
@@ -79,6 +81,7 @@ class FarWorker:
         if parcel is not None and self._home is not None:
             with self._lock:
                 self._sender = lay_out(self._home / "jobs" / task.job_id, parcel)
+                self._attempt = task.job_id, task.attempt
                 self._unheard, self._files_due = Parcel(), time.monotonic() + FILES_EVERY
         outcome = self._work(task, lambda: task.job_id in self._halted)
         self._halted.discard(task.job_id)
@@ -90,15 +93,20 @@ class FarWorker:
             shutil.rmtree(sender.folder, ignore_errors=True)
             return outcome, last
 
-    def news(self) -> Parcel:
-        """What is new in the running job's folder; waits until there is something."""
+    def news(self, job_id: str, attempt: int) -> Parcel:
+        """What is new in the folder of an attempt at a job; waits until there is something.
+
+        A question that outlives its attempt is answered with nothing: nobody hears the answer, and
+        what it took of the next job's folder would be lost.
+        """
         deadline = time.monotonic() + 10
         with self._lock:
-            self._unheard = Parcel()
+            if self._attempt == (job_id, attempt):
+                self._unheard = Parcel()
         while time.monotonic() < deadline:
             time.sleep(NEWS_EVERY)
             with self._lock:
-                if self._sender is None:
+                if self._sender is None or self._attempt != (job_id, attempt):
                     break
                 if self._sender.grown():
                     now = time.monotonic()

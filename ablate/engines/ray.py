@@ -293,7 +293,7 @@ class RayEngine:
             parcel = None
             if self._home and self._place:
                 parcel = Sender(self._place.folder(task.job_id)).changes(final=True)
-                hand.news = hand.actor.news.remote()
+                hand.news = _news(hand)
             hand.run = hand.actor.run.remote(task, parcel)
             self._notices.append(Notice(task.job_id))
 
@@ -315,7 +315,7 @@ class RayEngine:
             hand.ready = None
         elif call == hand.news:
             self._lay_in(hand, value)
-            hand.news = hand.actor.news.remote() if hand.task is not None else None
+            hand.news = _news(hand) if hand.task is not None else None
         elif call == hand.run:
             outcome, parcel = value
             self._lay_in(hand, parcel)
@@ -337,6 +337,12 @@ class RayEngine:
         self._looked = 0.0  # its node may be gone, too
         if hand.task is not None:
             self._notices.append(Notice(hand.task.job_id, outcome))
+
+
+def _news(hand: _Hand) -> Any:
+    """Ask for what is new of the task at hand."""
+    assert hand.task is not None
+    return hand.actor.news.remote(hand.task.job_id, hand.task.attempt)
 
 
 _remote: Any = ray.remote

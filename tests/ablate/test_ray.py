@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 import pytest
 
+from ablate.engines import Outcome, StopAsked, Task
+from ablate.engines.far import FarWorker
 from ablate.engines.mirror import Parcel, Sender, lay_in, lay_out
 from ablate.nouns import Resources, StudyError
 from tests.ablate import clusters
@@ -159,6 +161,52 @@ def test_a_mirror_follows_a_folder(tmp_path: Path) -> None:
         assert (here / "pictures" / "a.png").read_bytes() == b"p"
         assert not (here / "config.json").exists()
         assert (here / "lock").read_text() == "mine"
+
+
+def test_a_question_left_over_from_one_job_takes_nothing_of_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ablate.engines.far.NEWS_EVERY", 0.01)
+    written, heard = threading.Event(), threading.Event()
+
+    class Writes:
+        """Work that writes two lines, and in between waits until somebody asked."""
+
+        def moved(self, home: Path, cache: Path) -> Any:
+            def work(task: Task, stop: StopAsked) -> Outcome:
+                with (home / "jobs" / task.job_id / "events.jsonl").open("a", buffering=1) as file:
+                    file.write(f"{task.job_id} one\n")
+                    written.set()
+                    assert heard.wait(60)
+                    file.write(f"{task.job_id} two\n")
+                return Outcome("ended")
+
+            return work
+
+    def empty(folder: Path) -> Parcel:
+        folder.mkdir()
+        return Sender(folder).changes(final=True)
+
+    worker = FarWorker(Writes(), (), tmp_path / "home", (), (), lambda where: b"")
+    heard.set()
+    worker.run(Task("first", 1, {}, 0), empty(tmp_path / "first"))
+    written.clear()
+    heard.clear()
+    ended: list[Any] = []
+    mirror = tmp_path / "second"
+    parcel = empty(mirror)
+    thread = threading.Thread(
+        target=lambda: ended.append(worker.run(Task("second", 1, {}, 0), parcel))
+    )
+    thread.start()
+    assert written.wait(60)
+    assert not worker.news("first", 1)  # nobody hears this answer
+    lay_in(mirror, worker.news("second", 1))
+    assert (mirror / "events.jsonl").read_text() == "second one\n"
+    heard.set()
+    thread.join()
+    lay_in(mirror, ended[0][1])
+    assert (mirror / "events.jsonl").read_text() == "second one\nsecond two\n"
 
 
 def test_what_is_sent_to_a_machine_replaces_what_an_earlier_attempt_left(tmp_path: Path) -> None:
