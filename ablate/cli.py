@@ -35,6 +35,9 @@ success criteria, say what each change did.
 STUDY is a YAML file, or the name of one in studies/. Everything lands in --out (runs/), every job
 once, shared by all studies there: running a study again runs only what is missing.
 
+A study's `design:` is factorial, one_at_a_time, leave_one_out, fractional, list, paths or search;
+`pruning:` and `stop_when_passed:` end jobs early. Examples of all: docs/designs.md.
+
 Exit status: 0 all jobs ended; 1 some job failed; 2 the request was wrong, and one line says how;
 130 stopped by Ctrl-C.
 """

@@ -14,6 +14,7 @@ from ablate.estimate import Estimate
 from ablate.ledger import Ledger
 from ablate.nouns import Job, Plan, Result, State, Study
 from ablate.progress import duration, shape
+from ablate.pruning_schema import unheard
 
 ROWS = 200
 """Jobs that the table of a plan lists; `--json` has them all."""
@@ -159,6 +160,7 @@ def status_json(
     """How far a study is: counts, what failed and why, what runs, results of older code."""
     counts = Counter(state.values())
     ends = [(job, results[job.id]) for job in plan.jobs if job.id in results]
+    silent = unheard(study.pruning, results, ledger)
     return {
         "study": study.name,
         "jobs": len(plan.jobs),
@@ -177,7 +179,7 @@ def status_json(
         "older_code": sum(result.code.get("core") != core_hash for _, result in ends),
         "estimate": guess.to_json(),
         "more": list(plan.more),
-        "warnings": list(ledger.warnings),
+        "warnings": [*ledger.warnings, *([silent] if silent else [])],
     }
 
 

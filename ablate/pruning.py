@@ -30,6 +30,7 @@ class Pruner:
         self._open: dict[str, set[str]] = {}  # by trial: jobs that have not ended
         self._verdict: dict[str, str] = {}
         self.heard_any = False
+        """Whether any job had the reading (`ablate.pruning_schema.unheard`)."""
 
     def extend(self, jobs: Iterable[Job]) -> None:
         """Take the jobs of the plan, in its order."""

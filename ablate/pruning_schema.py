@@ -1,11 +1,17 @@
-"""The key `pruning` of a study file: {rule: options} in, a `Pruning` or one line out."""
+"""The key `pruning` of a study file: {rule: options} in, a `Pruning` or one line out.
+
+Whether any job has the reading that it names shows only when one has ended (`unheard`).
+"""
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Mapping
 from typing import Any, Literal, cast
 
 from ablate import schema
-from ablate.nouns import Pruning
+from ablate.ledger import Ledger
+from ablate.nouns import Pruning, Result
 from ablate.strict_yaml import Entry
 
 RULES: dict[str, tuple[str, ...]] = {
@@ -63,6 +69,33 @@ def pruning_plain(pruning: Pruning | None) -> dict[str, Any] | None:
         return None
     reading = {pruning.reading: pruning.direction}
     return {pruning.rule: {"reading": reading, **pruning.options}}
+
+
+def unheard(pruning: Pruning | None, results: Mapping[str, Result], ledger: Ledger) -> str | None:
+    """A line when what pruning looks at is in no finished job; None too while none has finished.
+
+    Args:
+        pruning: of the study.
+        results: by job id.
+        ledger: has their events.
+    """
+    states = {result.state for result in results.values()}
+    if pruning is None or "pruned" in states or "done" not in states:
+        return None
+    known: set[str] = set()
+    for job_id, result in results.items():
+        if result.state != "done":
+            continue
+        names = set(result.metrics)
+        if pruning.rule != "wilcoxon":
+            steps = [event for event in ledger.events(job_id) if "step" in event]
+            names = {name for event in steps for name in event.get("metrics") or {}}
+        if pruning.reading in names:
+            return None
+        known |= names
+    near = difflib.get_close_matches(pruning.reading, sorted(known), n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"pruning: no finished job has reported {pruning.reading}: none can be pruned{hint}"
 
 
 def _number(name: str, entry: Entry) -> float:

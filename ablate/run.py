@@ -24,6 +24,7 @@ from ablate.engines import Engine, Notice, Outcome, Place, Task, engine_class, m
 from ablate.ledger import Ledger, write_atomic
 from ablate.nouns import Job, Plan, Pruning, Result, Study, StudyError
 from ablate.progress import Progress, effort
+from ablate.pruning_schema import unheard
 from ablate.reader import resolved
 from ablate.scribe import Recorder, Scribe
 from ablate.stopping import StopFlag, stop_signals
@@ -160,6 +161,8 @@ class _Coordinator:
     pruner: Pruner | None = None
     pruned: dict[str, str] = field(default_factory=dict)
     """Jobs that were told to stop, and why."""
+    warned: bool = False
+    """Whether it was said that no job has the reading that pruning looks at."""
     news: bool = True
     """Whether a job has ended since adaptive designs were asked."""
     at_work: deque[str] = field(default_factory=deque)
@@ -407,6 +410,11 @@ class _Coordinator:
             self.scribe.tell("job_finished", job, result, self.ledger.folder(job.id))
             if self.pruner is not None:
                 self._prune(self.pruner.ended(job, result))
+                if not (self.pruner.heard_any or self.warned):
+                    line = unheard(self.study.pruning, {job.id: result}, self.ledger)
+                    self.warned = line is not None
+                    if line is not None:
+                        self.display.say(line, "yellow")
 
     def _settle(self, followed: _Followed, outcome: Outcome) -> Result | None:
         """The job's result; None when it is to run again, now or in a later run."""

@@ -74,6 +74,17 @@ def test_help_imports_nothing_heavy_and_teaches() -> None:
     assert "Exit status" in done.stdout
 
 
+def test_help_names_every_design(capsys: pytest.CaptureFixture[str]) -> None:
+    from ablate.designs import DESIGNS
+    from ablate.planner import ADAPTIVE
+
+    assert main(["--help"]) == 0
+    words = capsys.readouterr().out.replace(",", " ").replace(";", " ").split()
+    assert {*DESIGNS, *ADAPTIVE, "`pruning:`", "`stop_when_passed:`", "docs/designs.md."} <= {
+        *words
+    }
+
+
 def test_no_command_prints_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     assert "Commands:" in capsys.readouterr().out

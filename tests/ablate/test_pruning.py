@@ -13,6 +13,7 @@ from ablate.core import load_core
 from ablate.ledger import Ledger
 from ablate.nouns import Options, Plan, Pruning, Result, StudyError
 from ablate.pruning import Pruner
+from ablate.pruning_schema import unheard
 from ablate.rank import Ranking
 from ablate.reader import load_study, resolved
 from tests.ablate.test_adaptive import go, killed_at, write
@@ -127,6 +128,32 @@ def test_wilcoxon_prunes_the_seeds_that_are_left(tmp_path: Path) -> None:
     unstarted = [job for job in plan.jobs if results[job.id].state == "pruned"]
     assert [starts(tmp_path / "out", job) for job in unstarted] == [0, 0]
     assert "pruned at seed 2 by wilcoxon" in (results[unstarted[0].id].error or "")
+
+
+@pytest.mark.parametrize(
+    "rule", [{"median": {"reading": "train/los"}}, {"wilcoxon": {"reading": "final/los", "p": 0.6}}]
+)
+def test_a_reading_that_no_job_has_is_said_once_and_by_status(tmp_path: Path, rule: Any) -> None:
+    file, out = study(tmp_path, pruning=rule, seeds=[0, 1]), tmp_path / "out"
+    plan, summary, heard = go(file, out)
+    assert summary.count("done") == len(plan.jobs)
+    lines = [line for line in heard.said if line.startswith("pruning: ")]
+    asked = load_study(str(file), Options(out=out))
+    assert asked.pruning is not None
+    reading = asked.pruning.reading
+    assert len(lines) == 1
+    assert f"no finished job has reported {reading}" in lines[0]
+    assert f"did you mean '{reading}s'" in lines[0]
+    assert unheard(asked.pruning, summary.results, Ledger(out)) == lines[0]
+
+
+def test_a_reading_that_a_job_has_is_no_matter(tmp_path: Path) -> None:
+    file, out = study(tmp_path), tmp_path / "out"
+    _, summary, heard = go(file, out)
+    assert not any(line.startswith("pruning: ") for line in heard.said)
+    done = {k: own for k, own in summary.results.items() if own.state == "done"}
+    asked = load_study(str(file), Options(out=out))
+    assert unheard(asked.pruning, done, Ledger(out)) is None
 
 
 def test_a_reading_counts_once_however_often_it_is_told() -> None:
