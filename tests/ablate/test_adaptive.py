@@ -205,6 +205,7 @@ def killed_at(file: Path, out: Path, seconds: float) -> None:
     process.wait()
 
 
+@pytest.mark.long  # killed in the default suite: tests/ablate/test_search.py
 def test_a_killed_path_goes_on_to_the_same_end(tmp_path: Path) -> None:
     file = write(tmp_path, base={"steps": 8, "step_seconds": 0.01})
     whole, *_ = go(file, tmp_path / "whole")

@@ -86,6 +86,7 @@ def test_workers_are_told_to_stop(tmp_path: Path) -> None:
     assert max(steps) < 60
 
 
+@pytest.mark.long  # killed in the default suite: tests/ablate/test_search.py
 def test_a_killed_study_prunes_the_same(tmp_path: Path) -> None:
     file = study(tmp_path, base={"steps": 12, "step_seconds": 0.01})
     whole, *_ = go(file, tmp_path / "whole")

@@ -26,7 +26,7 @@ FACTORS = {"noise": {"much": {"noise": 0.9}, "little": {"noise": 0.2}}}
 SPACE = Space(
     [Axis.of("mode", "a", "b")], {"x": Range(-2.0, 2.0), "n": Range(1, 5), "z": Range(0.0, 1.0)}
 )
-SAMPLERS = ("tpe", "gp", "nsga2", "random")
+SAMPLERS = ("tpe", pytest.param("gp", marks=pytest.mark.long), "nsga2", "random")
 
 
 def study(folder: Path, search: dict[str, Any] | None = None, **changes: Any) -> Path:
