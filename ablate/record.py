@@ -184,7 +184,9 @@ class Recorder:
             for run in page:
                 tags, run_id = run.data.tags, run.info.run_id
                 if run.info.status == "RUNNING":
-                    self._write(run_id, tags={"state": "interrupted"})
+                    # killed between its last readings and its end: it is written again
+                    self._write(run_id, tags={"state": "interrupted", "recorded": ""})
+                    tags = {**tags, "recorded": ""}
                     self._client.set_terminated(run_id, "KILLED")
                 name = tags.get("job_id") or f"arm:{tags.get('arm')}"
                 if tags.get("kind") == "execution":

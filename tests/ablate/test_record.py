@@ -243,6 +243,17 @@ def test_runs_that_a_killed_coordinator_left_open_are_closed(another):
     assert another.run(another.plan.jobs[0].id).data.tags["state"] == "interrupted"
 
 
+def test_a_kill_between_the_readings_and_the_end_is_written_again(another):
+    """The run is told to be whole by a tag, and to have ended by a later call."""
+    synthetic.keep(another.ledger.out, another.plan, synthetic.results(another.plan))
+    rebuild(another.study, another.plan, another.ledger, another.ranking)
+    job_id = another.plan.jobs[0].id
+    client = connect(another.ledger.out)
+    client.update_run(another.run(job_id).info.run_id, status="RUNNING")
+    rebuild(another.study, another.plan, another.ledger, another.ranking)
+    assert another.run(job_id).info.status == "FINISHED"
+
+
 def test_more_than_a_batch_of_metrics_and_params(another):
     job = replace(another.plan.jobs[0], settings={f"a.b{i}": i for i in range(150)})
     another.ledger.create(job)
