@@ -14,6 +14,7 @@ from ablate.request import (
     Checkpoint,
     Data,
     Out,
+    Request,
     Seeds,
     Sets,
     StudyName,
@@ -53,9 +54,7 @@ def table(
     from ablate.ledger import write_atomic
     from ablate.shipped import to_table
 
-    asked = request(study, data, checkpoint, seeds, sets, out)
-    if not asked.results:
-        raise StudyError(f"{asked.study.name}: no job has ended in {out}; ablate run comes first")
+    asked = _ended(request(study, data, checkpoint, seeds, sets, out))
     text = to_table(asked.study, asked.plan, asked.results)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -78,8 +77,15 @@ def optuna(
     """An Optuna storage, a trial a job: optuna-dashboard and optuna.load_study open it."""
     from ablate.optuna_export import export
 
-    asked = request(study, data, checkpoint, seeds, sets, out)
-    if not asked.results:
-        raise StudyError(f"{asked.study.name}: no job has ended in {out}; ablate run comes first")
+    asked = _ended(request(study, data, checkpoint, seeds, sets, out))
     count = export(asked.study, asked.plan, asked.ledger, asked.results, file)
     console().print(f"{count} trials of {asked.study.name} are in {file}")
+
+
+def _ended(asked: Request) -> Request:
+    """The study, which must have a job that ended."""
+    if not asked.results:
+        raise StudyError(
+            f"{asked.study.name}: no job has ended in {asked.options.out}; ablate run comes first"
+        )
+    return asked

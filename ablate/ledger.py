@@ -16,6 +16,7 @@ import fcntl
 import json
 import math
 import os
+import shutil
 import socket
 import threading
 from collections.abc import Iterator, Mapping
@@ -75,6 +76,24 @@ class Ledger:
         if not path.exists() or path.read_bytes() != text.encode():
             write_atomic(path, text, flush=False)  # every run makes those again that were lost
         return folder
+
+    def begin(self, job: Job, core: str) -> None:
+        """Make the folder of a job that starts; what other core code left in it goes.
+
+        Args:
+            job: about to have its first attempt.
+            core: hash of the core's sources; a half-trained job of the same sources goes on.
+        """
+        folder = self.create(job)
+        self.remove_result(job.id)
+        starts = [e for e in self.events(job.id) if e.get("event") == "started"]
+        if starts and starts[-1].get("core") == core:
+            return
+        for path in folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name not in ("config.json", "lock"):
+                path.unlink(missing_ok=True)
 
     def mend(self, job: Job) -> None:
         """Make an ended job's config.json again, if a power cut took it or left it empty."""

@@ -10,10 +10,9 @@ steps since the last checkpoints: the next run finds every result and goes on wi
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,17 +20,17 @@ from typing import TYPE_CHECKING
 from ablate.core import Core, CoreError, load_core
 from ablate.display import Display
 from ablate.engines import Engine, Notice, Outcome, Place, Task, engine_class, make_engine
+from ablate.kin import Kin
 from ablate.ledger import Ledger, write_atomic
-from ablate.nouns import Job, Plan, Pruning, Result, Study, StudyError
+from ablate.nouns import Job, Plan, Result, Study, StudyError
 from ablate.progress import Progress, effort
-from ablate.pruning_schema import unheard
 from ablate.reader import resolved
 from ablate.scribe import Recorder, Scribe
+from ablate.shears import Shears
 from ablate.stopping import StopFlag, stop_signals
 from ablate.worker import Worker, describe_code
 
 if TYPE_CHECKING:
-    from ablate.pruning import Pruner
     from ablate.rank import Ranking
 
 Conclude = Callable[[Mapping[str, Result]], tuple["Ranking", Sequence[Path]]]
@@ -153,16 +152,10 @@ class _Coordinator:
     conclude: Conclude | None
     grow: Grow | None
     trained: list[str] = field(default_factory=list)
-    kin: dict[str, tuple[str | None, int]] = field(default_factory=dict)
-    """Which jobs can train as one model, and how many at most."""
+    kin: Kin = field(default_factory=Kin)
     running: dict[str, _Followed] = field(default_factory=dict)
     cohorts: dict[str, list[_Followed]] = field(default_factory=dict)
     """The jobs of each task under way, by its lead."""
-    pruner: Pruner | None = None
-    pruned: dict[str, str] = field(default_factory=dict)
-    """Jobs that were told to stop, and why."""
-    warned: bool = False
-    """Whether it was said that no job has the reading that pruning looks at."""
     news: bool = True
     """Whether a job has ended since adaptive designs were asked."""
     at_work: deque[str] = field(default_factory=deque)
@@ -185,9 +178,9 @@ class _Coordinator:
         self.progress = Progress(self.plan.jobs, self.study.criteria)
         self.progress.begin(ended, [job.id for job in todo])
         self.scribe = Scribe(self.make_recorder, self.display.say)
-        if self.study.pruning is not None and (todo or self.plan.more):
-            self.pruner = make_pruner(self.study.pruning, self.plan.jobs, ended, self.ledger)
+        self.shears = Shears(self.study.pruning, self.ledger, self.display.say)
         if todo or self.plan.more:
+            self.shears.begin(self.plan.jobs, ended)
             self._train(todo)
         self.scribe.begin(self.plan)
         if self.conclude is not None and not self.stop.asked:
@@ -271,12 +264,8 @@ class _Coordinator:
 
         try:
             configs = [self.core.build(job.settings) for job in todo]
-            for job, config in zip(todo, configs, strict=True):
-                at_most = self.options.fuse or self.core.fused_by_default(config)
-                alone = self.study.pruning is not None or self.study.stop_when_passed
-                if not engine.fuses or alone:
-                    at_most = 1
-                self.kin[job.id] = self.core.kinship(config) if at_most > 1 else None, at_most
+            if engine.fuses and not (self.shears.sharp or self.study.stop_when_passed):
+                self.kin.learn(self.core, todo, configs, self.options.fuse)
             self.core.prepare(configs, cache, progress)
         except _Stopped:
             return
@@ -299,8 +288,7 @@ class _Coordinator:
             self.plan = self.grow(self.progress.results, max(slots, 0))
             new = [job for job in self.plan.jobs if job.id not in self.jobs]
             self.jobs |= {job.id: job for job in new}
-            if self.pruner is not None:
-                self.pruner.extend(new)
+            self.shears.extend(new)
             found = {job.id: self._result(job.id) for job in new}
             todo = sorted((job for job in new if self._due(found[job.id])), key=_longest_first)
             self.progress.extend(new, {k: r for k, r in found.items() if r is not None}, todo)
@@ -343,37 +331,28 @@ class _Coordinator:
     def _next(self) -> list[_Followed]:
         """Take the next job, and those that train as one model with it; a retried one is alone."""
         first = self.waiting.popleft()
-        kin, at_most = self.kin.get(first.job.id, (None, 1))
-        if kin is None or first.attempt > 1:
+        room = self.kin.room(first.job.id) if first.attempt == 1 else 0
+        if not room:
             return [first]
-        alike = [f for f in self.waiting if f.attempt == 1 and self.kin[f.job.id][0] == kin]
-        taken = alike[: at_most - 1]
-        for followed in taken:
+        alike = [
+            other
+            for other in self.waiting
+            if other.attempt == 1 and self.kin.alike(first.job.id, other.job.id)
+        ]
+        for followed in alike[:room]:
             self.waiting.remove(followed)
-        return [first, *taken]
+        return [first, *alike[:room]]
 
     def _opened(self, followed: _Followed) -> bool:
         try:
             if followed.attempt == 1:
-                self._open(followed.job)
+                self.ledger.begin(followed.job, self.code["core"])
             else:
                 self.ledger.create(followed.job)  # sweeps what a killed writer left half written
         except OSError as error:
             self._lose(followed.job, f"its folder cannot be written ({error.strerror})")
             return False
         return True
-
-    def _open(self, job: Job) -> None:
-        """Make a job's folder; what other core code left half done in it is not gone on with."""
-        folder = self.ledger.create(job)
-        self.ledger.remove_result(job.id)
-        starts = [e for e in self.ledger.events(job.id) if e.get("event") == "started"]
-        if not starts or starts[-1].get("core") != self.code["core"]:
-            for path in folder.iterdir():
-                if path.is_dir():
-                    shutil.rmtree(path)
-                elif path.name not in ("config.json", "lock"):
-                    path.unlink(missing_ok=True)
 
     def _hear(self, notice: Notice) -> None:
         cohort = self.cohorts[notice.job_id]
@@ -408,20 +387,16 @@ class _Coordinator:
             self.trained.append(job.id)
             self.display.ended(self.progress, job, result, now - followed.since)
             self.scribe.tell("job_finished", job, result, self.ledger.folder(job.id))
-            if self.pruner is not None:
-                self._prune(self.pruner.ended(job, result))
-                if not (self.pruner.heard_any or self.warned):
-                    line = unheard(self.study.pruning, {job.id: result}, self.ledger)
-                    self.warned = line is not None
-                    if line is not None:
-                        self.display.say(line, "yellow")
+            self._prune(self.shears.ended(job, result))
 
     def _settle(self, followed: _Followed, outcome: Outcome) -> Result | None:
         """The job's result; None when it is to run again, now or in a later run."""
         job = followed.job
         result = self.ledger.result(job.id)
-        if result is None and job.id in self.pruned:
-            return self._keep(followed, self._pruned(followed))
+        if result is None and self.shears.cut(job.id):
+            last, why = self.shears.last_readings(job.id)
+            pruned = self.worker.result(followed.task, "pruned", last, why)
+            return self._keep(followed, replace(pruned, pruned_by=self.shears.said))
         if result is not None or outcome.kind == "interrupted":
             return result
         if self.stop.asked and outcome.kind != "timed out":
@@ -443,30 +418,16 @@ class _Coordinator:
             return None
         return result
 
-    def _pruned(self, followed: _Followed) -> Result:
-        """How a job ended that was told to stop: with its last readings, none of them final."""
-        assert self.study.pruning is not None
-        last: dict[str, float] = {}
-        step = 0
-        for event in self.ledger.events(followed.job.id):
-            step = event.get("step", step)
-            read = event.get("metrics") or {}
-            last |= {k: v for k, v in read.items() if v is not None and not k.startswith("final/")}
-        why = f"{self.pruned[followed.job.id]}; stopped after step {step}"
-        result = self.worker.result(followed.task, "pruned", last, why)
-        return replace(result, pruned_by=self.study.pruning.said)
-
     def _asked(self) -> bool:
         """Whether to stop; asked by jobs in this process, which may be pruned only then."""
-        if self.pruner is not None:
+        if self.shears.sharp:
             for followed in list(self.running.values()):
                 self._follow(followed)
         return self.stop.asked
 
-    def _prune(self, verdicts: Mapping[str, str]) -> None:
+    def _prune(self, verdicts: Collection[str]) -> None:
         """Tell jobs to stop. Those that wait for a worker end here."""
-        for job_id, why in verdicts.items():
-            self.pruned.setdefault(job_id, why)
+        for job_id in verdicts:
             if job_id in self.running:
                 self.engine.cancel(job_id)
         for followed in [f for f in self.waiting if f.job.id in verdicts]:
@@ -500,23 +461,7 @@ class _Coordinator:
         if events:
             self.progress.events(job.id, events)
             self.scribe.tell("job_events", job, events)
-            if self.pruner is not None:
-                self._prune(self.pruner.heard(job, events))
-
-
-def make_pruner(
-    pruning: Pruning, jobs: Sequence[Job], ended: Mapping[str, Result], ledger: Ledger
-) -> Pruner:
-    """A pruner that knows what earlier runs left."""
-    from ablate.pruning import Pruner  # optuna takes a while to import
-
-    pruner = Pruner(pruning)
-    pruner.extend(jobs)
-    for job in jobs:
-        if job.id in ended:
-            pruner.heard(job, ledger.events(job.id))
-            pruner.ended(job, ended[job.id])
-    return pruner
+            self._prune(self.shears.heard(job, events))
 
 
 class _Stopped(Exception):  # noqa: N818 - asked for, not a mistake
