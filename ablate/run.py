@@ -10,6 +10,7 @@ steps since the last checkpoints: the next run finds every result and goes on wi
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -132,6 +133,8 @@ class _Followed:
 
     job: Job
     attempt: int = 1
+    shared: int = 0
+    """Attempts that were made with others as one model: their trouble may not be this job's."""
     since: float = 0.0
     offset: int = 0
 
@@ -325,6 +328,8 @@ class _Coordinator:
             if ready:
                 self.running |= {followed.job.id: followed for followed in ready}
                 self.cohorts[ready[0].job.id] = ready
+                for followed in ready:
+                    followed.shared += len(ready) > 1
                 lead, *others = (followed.task for followed in ready)
                 engine.submit(replace(lead, members=tuple(others)))
 
@@ -339,6 +344,8 @@ class _Coordinator:
             for other in self.waiting
             if other.attempt == 1 and self.kin.alike(first.job.id, other.job.id)
         ]
+        if self.options.fuse is None:  # no worker is to wait while others train many
+            room = min(room, math.ceil((len(alike) + 1) / max(self.engine.workers, 1)) - 1)
         for followed in alike[:room]:
             self.waiting.remove(followed)
         return [first, *alike[:room]]
@@ -402,7 +409,9 @@ class _Coordinator:
         if self.stop.asked and outcome.kind != "timed out":
             return None  # what stopping broke is no failure: it stays missing
         error = outcome.error or "it ended without a result"
-        if outcome.kind != "timed out" and followed.attempt < self.study.attempts:
+        attempts = self.study.attempts + followed.shared
+        late = outcome.kind == "timed out" and not (followed.shared and followed.attempt == 1)
+        if not late and followed.attempt < attempts:
             self.display.say(f"{job.arm} seed {job.seed}: {error}; trying again", "yellow")
             followed.attempt += 1
             self.waiting.append(followed)

@@ -9,6 +9,7 @@ for bit, because a batched product may add in another order.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +85,7 @@ def train_cohort(members: Sequence[Member], cache: Path) -> Iterator[tuple[int, 
 
 
 def _finish(job: Job) -> End:
+    job.book(0.0)
     try:
         return job.finish()
     except Exception as error:  # noqa: BLE001 - the others can do without it
@@ -103,6 +105,7 @@ class _Cohort:
         leaving = {k: end for k in range(len(self.jobs)) if (end := self._due(k)) is not None}
         if leaving:
             return leaving
+        begin = time.perf_counter()
         steps = [job.progress.step + 1 for job in self.jobs]
         y_weights = [job.y_weight.at(step) for job, step in zip(self.jobs, steps, strict=True)]
         parts = self._pass(steps, y_weights)
@@ -111,11 +114,14 @@ class _Cohort:
             for job, y_weight in zip(self.jobs, y_weights, strict=True)
         ]
         self.stack.hand_out_gradients(unused)
+        share = (time.perf_counter() - begin) / len(self.jobs)
         for k, (job, step, y_weight) in enumerate(zip(self.jobs, steps, y_weights, strict=True)):
+            job.book(share)
             try:
                 _move(job, step, y_weight, parts[k])
             except Exception as error:  # noqa: BLE001 - Diverged, a full disk: the others go on
                 leaving[k] = error
+            job.pause()
         self.stack.clear_gradients()
         return leaving
 
@@ -126,9 +132,10 @@ class _Cohort:
             return {}
         try:
             if member.stop():
+                job.book(0.0)
                 job.save()
                 return Interrupted(f"stopped after step {job.progress.step} of {steps}")
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - a full disk, or it diverged since its last look
             return error
         return None
 

@@ -48,7 +48,7 @@ SURE = 0.1  # nats; a token that is predicted with about 90 %
 TOO_LONG = 1.2  # decoded points per labelled point
 ONE_LINE = 0.3  # of the labels' spread
 ALL_THE_TIME = 0.9  # of the steps
-SPIKES = 0.02  # of the logged steps
+SPIKES = 0.02  # of the means that the trend is read from
 OVERSHOOT = 1.2  # of the untrained loss; measured: at most 1.07 at sound rates, over 1.2 at 30-fold
 STILL_FALLING = 0.1  # of the loss, from one tenth of the run to the next
 SCALE = (0.1, 3.0)  # standard deviation of the tokens, whose embedded neighbours have about 1
@@ -205,7 +205,7 @@ def _rate_too_high(known: Known, settings: Settings) -> Finding | None:
     if most > OVERSHOOT:
         said.append(f"rose to {most:.2g} times that of the untrained weights")
     if spikes > SPIKES:
-        said.append(f"jumped to over twice its recent level on {spikes:.0%} of the logged steps")
+        said.append(f"jumped to over twice its recent level {spikes:.0%} of the time")
     if not said:
         return None
     text = f"the loss {' and '.join(said)}: the rate is too high"

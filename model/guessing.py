@@ -15,7 +15,6 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from model.lanelm import LaneLM, Memory
-from model.tokenizer import Tokenizer
 
 PASSES = 2
 """Passes after which step by step decoding is the shorter way for what is still not proved."""
@@ -56,11 +55,5 @@ def written(model: LaneLM, logits_x: Tensor, logits_y: Tensor) -> Int[Tensor, "B
     ids = logits_x.argmax(-1)
     if model.config.decode.ends == "x_or_y":
         ids = ids * (logits_y.argmax(-1) < ids.shape[-1])
-    return _ended(model.tokenizer, ids)
-
-
-def _ended(tokenizer: Tokenizer, ids: Int[Tensor, "B L T"]) -> Int[Tensor, "B L T"]:
-    """Blank what starts nowhere, and all after a lane's end."""
-    point = tokenizer.walk(ids) > 0
-    ended = (point.cumsum(-1) > 0) & ~point
-    return ids * point * (ended.cumsum(-1) == 0)
+    point, ends = model.tokenizer.ends(ids)
+    return ids * point * (ends == 0)  # what starts nowhere and all after a lane's end is blank

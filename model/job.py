@@ -49,7 +49,7 @@ class Job:
     """The parts of one run. `model.train.train` moves them step by step."""
 
     def __init__(self, config: TrainConfig, log: Log, workdir: Path, cache: Path) -> None:
-        self._mark = time.perf_counter()
+        self._mark, self._alone = time.perf_counter(), True
         reset_peak_memory(torch.device(config.runtime.device))
         self.config, self.log, self.workdir = config, log, workdir
         self.device = torch.device(config.runtime.device)
@@ -272,8 +272,9 @@ class Job:
             "cost/evaluation_seconds": p.evaluation_seconds,
             "cost/picture_seconds": p.picture_seconds,
             "cost/final_seconds": self._mark - start,
-            "cost/peak_memory_mb": peak_memory_mb(self.device),
         }
+        if self._alone:
+            found["cost/peak_memory_mb"] = peak_memory_mb(self.device)
         self.log(steps, found)
         during = {name: v for name, v in p.evaluated.items() if not name.startswith("val/")}
         return p.stepped | during | found
@@ -313,6 +314,19 @@ class Job:
             growth = self.progress.grad_norm_most / self.progress.grad_norm_first
             trend["grad_norm_growth"] = growth
         return {f"train/{name}": value for name, value in trend.items()}
+
+    def book(self, seconds: float) -> None:
+        """Book a share of a pass that was made for several jobs; the time since is the others'.
+
+        What the process has in memory is theirs too: it is not reported as this job's.
+        """
+        self.progress.seconds += seconds
+        self.progress.step_seconds += seconds
+        self._mark, self._alone = time.perf_counter(), False
+
+    def pause(self) -> None:
+        """Book the time since `book` as this job's own; others come next."""
+        self._lap("step_seconds")
 
     def _lap(self, part: str | None = None) -> None:
         """Book the time since the last call to a part of the run."""

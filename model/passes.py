@@ -219,17 +219,11 @@ def _gap(
     decoding starts from, on which prefix nothing can be seen of it.
     """
     forced, _ = model(memory, *model.shift(ids))
-    apart = (logits - forced).abs().amax(-1) * _asked(model.tokenizer, ids)  # (B, L, T)
+    asked = model.tokenizer.ends(ids)[1] <= 1  # what comes after the lane's end is never read
+    apart = (logits - forced).abs().amax(-1) * asked  # (B, L, T)
     taught, _ = model(memory, *model.shift(targets.ids))
     first = torch.maximum(apart[..., 0], (logits - taught)[:, :, 0].abs().amax(-1))
     return max(float(apart.max()), float(first.max())), float(first.max())
-
-
-def _asked(tokenizer: Tokenizer, ids: Int[Tensor, "B L T"]) -> Tensor:
-    """Mark the steps up to the lane's end: what comes after is never read."""
-    point = tokenizer.walk(ids) > 0
-    ended = (point.cumsum(-1) > 0) & ~point
-    return ended.cumsum(-1) <= 1
 
 
 def _px(lanes: Tensor) -> np.ndarray:

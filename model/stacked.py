@@ -138,7 +138,10 @@ class _Embedding(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Draws each member's masks from a generator of its own, as its solo run would."""
+    """Draws each member's masks from a generator of its own: on the CPU those of its solo run.
+
+    On CUDA torch's own dropout draws by another kernel, so a member's masks are others there.
+    """
 
     def __init__(self, rate: float, k: int) -> None:
         super().__init__()

@@ -73,6 +73,16 @@ class Tokenizer(ABC):
     def walk(self, ids: Int[Tensor, "*lanes T"]) -> Int[Tensor, "*lanes T"]:
         """Give the bin each id stands for in its lane, 0 where it is no point; any ids will do."""
 
+    def ends(
+        self, ids: Int[Tensor, "*lanes T"]
+    ) -> tuple[Bool[Tensor, "*lanes T"], Int[Tensor, "*lanes T"]]:
+        """Mark the points, and count the blanks after a point up to and including each step.
+
+        A lane ends at the first of them, as `LaneLM.generate` writes it.
+        """
+        point = self.walk(ids) > 0
+        return point, ((point.cumsum(-1) > 0) & ~point).cumsum(-1)
+
     def decode(self, ids: Int[Tensor, "*lanes T"]) -> Float[Tensor, "*lanes T"]:
         """Turn any ids into x px, nan where there is no point."""
         bins = self.walk(ids)

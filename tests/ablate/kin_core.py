@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ def kinship(config: Mapping[str, Any]) -> str | None:
 
 
 def train(settings: Any, log: Any, workdir: Path, cache: Path, stop: Any) -> dict[str, float]:
+    if settings["trouble"] == "hangs":
+        time.sleep(600)
     log(1, {"train/loss": 1.0}, event="alone")
     return {"final/loss": 1.0}
 
@@ -36,6 +39,8 @@ def train_cohort(
                 yield place, OSError("disk full")
             case "fails":
                 yield place, ValueError("no good")
+            case "hangs":
+                time.sleep(600)
             case "kills all":
                 raise RuntimeError("the pass failed")
             case _:

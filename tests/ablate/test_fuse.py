@@ -73,6 +73,35 @@ def test_what_ails_the_whole_pass_sends_its_members_on_alone(tmp_path: Path) -> 
     assert losses == [1.0, 1.0, 2.0]  # the third had ended before
 
 
+def test_what_ailed_the_whole_pass_costs_no_attempt(tmp_path: Path) -> None:
+    """An out-of-memory of many stacked models says nothing of one."""
+    jobs = [kin_job(0), kin_job(1, trouble="kills all"), kin_job(2)]
+    study = toy_study(core="tests.ablate.kin_core", attempts=1)
+    options = RunOptions(engine="inline", fuse=4)
+    results = run(study, Plan(jobs), tmp_path, options, Heard()).results
+    assert [results[job.id].state for job in jobs] == ["done"] * 3
+
+
+def test_one_that_hangs_does_not_fail_those_that_train_with_it(tmp_path: Path) -> None:
+    jobs = [kin_job(0), kin_job(1, trouble="hangs"), kin_job(2)]
+    study = toy_study(core="tests.ablate.kin_core", attempts=1, timeout=3.0)
+    options = RunOptions(workers=1, fuse=4)
+    results = run(study, Plan(jobs), tmp_path, options, Heard()).results
+    assert [results[job.id].state for job in jobs] == ["done", "failed", "done"]
+    assert "no end within" in str(results[jobs[1].id].error)
+
+
+def test_by_itself_a_cohort_leaves_no_worker_without_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kin_core, "fused_by_default", lambda config: 32, raising=False)
+    jobs = [kin_job(i) for i in range(6)]
+    options = RunOptions(workers=3)
+    run(STUDY, Plan(jobs), tmp_path, options, Heard())
+    together = {job_id for own in cohorts(tmp_path, jobs[0]) for job_id in own or []}
+    assert len(together) == 2
+
+
 @pytest.mark.parametrize("given", ["0", "-1", "x", "1.5"])
 def test_fuse_takes_a_number_auto_or_off(given: str) -> None:
     with pytest.raises(StudyError, match="--fuse: given"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,37 @@ def test_a_members_divergence_leaves_the_others_untouched(tmp_path: Path, cache:
     assert isinstance(ends[1], Diverged)
     for end, config, name in zip(ends[::2], healthy, "ab", strict=True):
         assert_alike(end, alone(config, tmp_path / name, cache))
+
+
+def test_a_member_that_diverges_when_all_are_stopped_takes_nobody_with_it(
+    tmp_path: Path, cache: Path
+) -> None:
+    """Its last steps are looked at when it is asked to keep a checkpoint."""
+    asked: list[None] = []
+
+    def stop() -> bool:
+        asked.append(None)
+        return len(asked) > 4
+
+    lost = tiny(seed=0, optim__lr=1e4, optim__clip=None, runtime__log_every=1000)
+    first, second = together(
+        [lost, tiny(seed=1)], tmp_path, cache, **{"0": {"stop": stop}, "1": {"stop": stop}}
+    )
+    assert isinstance(first, Diverged)
+    assert isinstance(second, Interrupted)
+    assert (tmp_path / "fused1" / "checkpoint.pt").exists()
+
+
+def test_members_share_the_time_they_took(tmp_path: Path, cache: Path) -> None:
+    begin = time.perf_counter()
+    ends = together([tiny(seed=i, optim__steps=6) for i in range(4)], tmp_path, cache)
+    elapsed = time.perf_counter() - begin
+    booked = []
+    for end in ends:
+        assert isinstance(end, dict)
+        assert "cost/peak_memory_mb" not in end  # the process holds all four
+        booked.append(end["cost/seconds"])
+    assert sum(booked) <= elapsed
 
 
 def test_a_member_that_is_stopped_goes_on_alone_or_in_another_cohort(
