@@ -171,6 +171,7 @@ class _Coordinator:
         results = {job_id: self._result(job_id) for job_id in self.jobs}
         ended = {job_id: result for job_id, result in results.items() if result is not None}
         todo = sorted((j for j in self.plan.jobs if self._due(results[j.id])), key=_longest_first)
+        again = {job.id for job in todo}
         for line in self.ledger.warnings:
             self.display.say(line, "yellow")
         self._keep_study()
@@ -183,8 +184,8 @@ class _Coordinator:
         self.scribe = Scribe(self.make_recorder, self.display.say)
         self.shears = Shears(self.study.pruning, self.ledger, self.display.say)
         if todo or self.plan.more:
-            self.shears.begin(self.plan.jobs, ended)
-            self._train(todo)
+            kept = {job_id: result for job_id, result in ended.items() if job_id not in again}
+            self._train(todo, self.shears.begin(self.plan.jobs, kept))
         self.scribe.begin(self.plan)
         if self.conclude is not None and not self.stop.asked:
             self.scribe.tell("conclude", *self.conclude(self.progress.results))
@@ -225,7 +226,8 @@ class _Coordinator:
             return True
         return self.options.retry_failed and result.state == "failed"
 
-    def _train(self, todo: list[Job]) -> None:
+    def _train(self, todo: list[Job], cut: Collection[str]) -> None:
+        """Run the jobs `todo`, but for those that earlier results `cut`."""
         cache = self.ledger.out / "cache"
         self.worker = Worker(
             self.ledger.out,
@@ -253,6 +255,7 @@ class _Coordinator:
         )
         try:
             self._prepare(todo, cache, engine)
+            self._prune(cut)
             self._loop(engine)
         finally:
             engine.close()
@@ -291,15 +294,16 @@ class _Coordinator:
             self.plan = self.grow(self.progress.results, max(slots, 0))
             new = [job for job in self.plan.jobs if job.id not in self.jobs]
             self.jobs |= {job.id: job for job in new}
-            self.shears.extend(new)
             found = {job.id: self._result(job.id) for job in new}
             todo = sorted((job for job in new if self._due(found[job.id])), key=_longest_first)
-            self.progress.extend(new, {k: r for k, r in found.items() if r is not None}, todo)
+            kept = {k: r for k, r in found.items() if r is not None and not self._due(r)}
+            self.progress.extend(new, kept, todo)
             self.news = len(todo) < len(new)  # some had run before, for another study
             self.scribe.tell("planned", self.plan)
             if todo:
                 self._prepare(todo, self.ledger.out / "cache", engine)
                 self.waiting += [_Followed(job) for job in todo]
+            self._prune(self.shears.extend(new, kept))
 
     def _loop(self, engine: Engine) -> None:
         stopping = False
@@ -441,14 +445,10 @@ class _Coordinator:
                 self.engine.cancel(job_id)
         for followed in [f for f in self.waiting if f.job.id in verdicts]:
             self.waiting.remove(followed)
-            try:
-                self.ledger.create(followed.job)
-            except OSError as error:
-                self._lose(followed.job, f"its folder cannot be written ({error.strerror})")
-                continue
-            followed.since = time.monotonic()
-            self.running[followed.job.id] = followed
-            self._ended(followed, Outcome("interrupted"))
+            if self._opened(followed):  # without the result of an earlier run
+                followed.since = time.monotonic()
+                self.running[followed.job.id] = followed
+                self._ended(followed, Outcome("interrupted"))
 
     def _lose(self, job: Job, reason: str) -> None:
         """Say that a job has no result because the ledger takes none; a later run makes it."""

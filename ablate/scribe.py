@@ -51,12 +51,16 @@ class Scribe:
         self._say = say
         self._told: queue.SimpleQueue[tuple[str, tuple[Any, ...]] | None] = queue.SimpleQueue()
         self._trouble: str | None = None
+        self._plan = Plan([])
         self._thread = threading.Thread(target=self._write, name="scribe", daemon=True)
 
     def begin(self, plan: Plan) -> None:
-        """Start writing. Called once the workers train: the imports alone take seconds."""
+        """Start writing. Called once the workers train: the imports alone take seconds.
+
+        What was told before is written after the recorder has started.
+        """
         if self._make is not None and self._thread.ident is None:
-            self.tell("start", plan)
+            self._plan = plan
             self._thread.start()
 
     def tell(self, what: str, *arguments: Any) -> None:
@@ -94,6 +98,7 @@ class Scribe:
         assert self._make is not None
         try:
             recorder = self._make()
+            recorder.start(self._plan)
             while (call := self._told.get()) is not None:
                 what, arguments = call
                 getattr(recorder, what)(*arguments)

@@ -37,23 +37,31 @@ class Shears:
         """The rule, as results name it."""
         return self._pruning.said if self._pruning else None
 
-    def begin(self, jobs: Sequence[Job], ended: Mapping[str, Result]) -> None:
-        """Make the pruner, and tell it what earlier runs left."""
+    def begin(self, jobs: Sequence[Job], ended: Mapping[str, Result]) -> list[str]:
+        """Make the pruner, and tell it what earlier runs left; the ids of jobs that are to stop.
+
+        Args:
+            jobs: of the plan.
+            ended: results of those that do not run again.
+        """
         if self._pruning is None:
-            return
+            return []
         from ablate.pruning import Pruner  # optuna takes a while to import
 
         self._pruner = Pruner(self._pruning)
+        return self.extend(jobs, ended)
+
+    def extend(self, jobs: Sequence[Job], ended: Mapping[str, Result]) -> list[str]:
+        """Take jobs that joined the plan, some of which had `ended`; as `begin`."""
+        if self._pruner is None:
+            return []
         self._pruner.extend(jobs)
+        found: list[str] = []
         for job in jobs:
             if job.id in ended:
-                self._pruner.heard(job, self._ledger.events(job.id))
-                self._pruner.ended(job, ended[job.id])
-
-    def extend(self, jobs: Iterable[Job]) -> None:
-        """Take jobs that joined the plan."""
-        if self._pruner is not None:
-            self._pruner.extend(jobs)
+                found += self._note(self._pruner.heard(job, self._ledger.events(job.id)))
+                found += self._note(self._pruner.ended(job, ended[job.id]))
+        return found
 
     def heard(self, job: Job, events: Iterable[Mapping[str, Any]]) -> list[str]:
         """Take a job's events; the ids of the jobs that are to stop."""

@@ -17,6 +17,7 @@ import pytest
 from ablate.engines import Task
 from ablate.ledger import Ledger, LockHeld
 from ablate.nouns import Plan
+from ablate.scribe import Scribe
 from ablate.worker import OUTPUT, Worker
 from tests.ablate.toys import CORE, Heard, numbers, run_toys, starts, toy_job, toy_plan, toy_study
 
@@ -264,6 +265,15 @@ def test_the_record_is_told_everything_in_order(tmp_path: Path) -> None:
     assert notebook.told[-1] == "close"
     assert notebook.told.count("job_started") == notebook.told.count("job_finished") == 2
     assert "job_events" in notebook.told
+
+
+def test_the_record_starts_before_it_is_told_of_what_ended_early() -> None:
+    notebook: Any = Notebook()
+    scribe = Scribe(lambda: notebook, lambda text, style: None)
+    scribe.tell("job_finished", toy_job())  # pruned before any worker was at it
+    scribe.begin(toy_plan(1))
+    scribe.finish(lambda: False)
+    assert notebook.told == ["start", "job_finished", "close"]
 
 
 @pytest.mark.parametrize("moment", ["start", "job_events", "job_finished", "close"])
