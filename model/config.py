@@ -364,7 +364,21 @@ class EvaluationConfig(Part):
     every: Count = Field(
         default=100, description="steps between evaluations (the last step always has one)"
     )
+    val_every: Count | None = Field(
+        default=None,
+        description="steps between evaluations that read the validation images too (that of the "
+        "last step always does); null: each does",
+    )
     train_images: Count = Field(default=16, description="training images evaluated, at most")
+
+    def reads_val(self, step: int, steps: int) -> bool:
+        """Whether the evaluation at a step reads the validation images too.
+
+        The first at or after each multiple of `val_every` does, and that of the last step.
+        """
+        if self.val_every is None or step == steps:
+            return True
+        return step // self.val_every > (step - self.every) // self.val_every
 
 
 class RuntimeConfig(Part):

@@ -189,21 +189,9 @@ class Job:
         self.look()
         self._lap("step_seconds")
         self.known = Known()
-        read = self._read_train()
-        if len(self.material.val):
-            p, last = self.progress, self.progress.step == self.config.optim.steps
-            read |= (
-                held_out := held_out_readings(
-                    self.model,
-                    self.material,
-                    "val",  # the official scores of the best and the last weights are reported
-                    scored=lambda px: last or _score(px) < p.best_score,
-                    known=self.known,
-                )
-            )
-            if (score := _score(held_out)) < p.best_score:
-                p.best_score, p.best_step, p.best_readings = score, p.step, held_out
-                p.best_weights = weights_of(self.model)
+        read, steps = self._read_train(), self.config.optim.steps
+        if self.config.evaluation.reads_val(self.progress.step, steps):
+            read |= self._read_val(last=self.progress.step == steps)
         self.progress.evaluated = read
         self.log(self.progress.step, read)
         self._lap("evaluation_seconds")
@@ -247,8 +235,8 @@ class Job:
         p, steps = self.progress, self.progress.step
         self._lap()
         early = steps < self.config.optim.steps
-        if early and len(self.material.val):  # of the last weights the official scores are reported
-            p.evaluated |= held_out_readings(self.model, self.material, "val", known=self.known)
+        if early:
+            p.evaluated |= self._read_val(last=True)
         if event := self.y_weight.unfinished(steps):
             self.log(steps, {"train/y_stage": float(self.y_weight.stage)}, event=event)
         found = final_readings(self.model, self.material, self.y_weight.at(steps), self.known)
@@ -292,6 +280,26 @@ class Job:
         return found
 
     # -- help --------------------------------------------------------------------------------
+
+    def _read_val(self, last: bool) -> dict[str, float]:
+        """Read the validation images, and keep the weights if none did better on them.
+
+        The official scores of the best and of the last weights are reported: no others are taken.
+        """
+        if not len(self.material.val):
+            return {}
+        p = self.progress
+        found = held_out_readings(
+            self.model,
+            self.material,
+            "val",
+            scored=lambda px: last or _score(px) < p.best_score,
+            known=self.known,
+        )
+        if (score := _score(found)) < p.best_score:
+            p.best_score, p.best_step, p.best_readings = score, p.step, found
+            p.best_weights = weights_of(self.model)
+        return found
 
     def _read_train(self) -> dict[str, float]:
         m = self.material

@@ -16,7 +16,8 @@ FREE = frozenset(
         *("loss.y_ramp", "loss.ends_weight", "loss.label_smoothing"),
         *("optim.lr", "optim.lr_min", "optim.schedule", "optim.warmup", "optim.clip"),
         *("optim.weight_decay", "optim.beta1", "optim.beta2", "optim.steps"),
-        *("evaluation.every", "runtime.log_every", "runtime.checkpoint_every"),
+        *("evaluation.every", "evaluation.val_every"),
+        *("runtime.log_every", "runtime.checkpoint_every"),
     }
 )
 """Settings that change numbers, or how often something is done, but not what doing it takes."""
@@ -28,10 +29,22 @@ def shape_of(config: TrainConfig) -> dict[str, Any]:
 
 
 def evaluations(config: TrainConfig) -> int:
-    """Count the evaluations during training: every `evaluation.every` steps and after the last.
+    """Count the evaluations of all its images that the readings during training amount to.
+
+    There is one every `evaluation.every` steps and after the last; those that leave out the
+    validation images count for the share of the images that they read.
 
     >>> from model.presets import build
     >>> evaluations(build({"optim.steps": 250, "evaluation.every": 100}))
     3
+    >>> evaluations(build({"optim.steps": 1000, "evaluation.val_every": 500}))
+    3
     """
-    return math.ceil(config.optim.steps / config.evaluation.every)
+    steps, when = config.optim.steps, config.evaluation
+    at = [*range(when.every, steps, when.every), steps]
+    whole = sum(when.reads_val(step, steps) for step in at)
+    shown, held_out = config.data.train_images, config.data.val_images
+    if isinstance(shown, str) or isinstance(held_out, str):
+        return len(at)
+    shown = min(shown, when.train_images)
+    return whole + math.ceil((len(at) - whole) * shown / (shown + held_out))

@@ -116,7 +116,7 @@ def test_neutral_values_never_change() -> None:
         "exposure.input_noise": 0.0,
         "batch.images": 1, "batch.lanes": None, "batch.accumulate": 1, "decode.ends": "x",
         "decode.hallucination_removal": False, "decode.smooth": 1,
-        "evaluation.every": 100, "evaluation.train_images": 16,
+        "evaluation.every": 100, "evaluation.val_every": None, "evaluation.train_images": 16,
     }  # fmt: skip
     settings = settings_of(TrainConfig())
     outside = {"seed", "data.roots", "data.geometry", "backbone.checkpoint"}

@@ -260,6 +260,9 @@ CASES: dict[str, Case] = {
     "decode.hallucination_removal": Case(True, processed, TALL),
     "decode.smooth": Case(5, processed, TALL),
     "evaluation.every": Case(2, of(lambda r: list(r.events.of("visual/std")), [0, 2, 4, 6, 8])),
+    "evaluation.val_every": Case(
+        4, of(lambda r: list(r.events.of("val/px_error")), [4, 8]), {"evaluation.every": 2}
+    ),
     "evaluation.train_images": Case(
         1,
         lambda was, now: trained(was, now) and was.metrics["train/loss"] == now.logged("loss")[-1],

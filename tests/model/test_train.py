@@ -393,6 +393,17 @@ def test_a_setting_changes_the_run(
     assert all(math.isfinite(value) for value in metrics.values())
 
 
+def test_validation_images_read_more_seldom_change_no_training(tmp_path: Path, cache: Path) -> None:
+    often, events = run(tiny(optim__steps=14), tmp_path / "a", cache)
+    seldom, fewer = run(tiny(optim__steps=14, evaluation__val_every=6), tmp_path / "b", cache)
+    assert list(events.of("val/px_error")) == [4, 8, 12, 14]
+    assert list(fewer.of("val/px_error")) == [8, 12, 14]  # the first at or after 6 and 12
+    assert list(fewer.of("train/px_error")) == list(events.of("train/px_error"))
+    assert seldom["final/loss"] == often["final/loss"]
+    assert seldom["val/px_error"] == often["val/px_error"]
+    assert seldom["best/step"] in (8, 12, 14)
+
+
 def test_entropy_penalty_lowers_uniformity(tmp_path: Path, cache: Path) -> None:
     steps = {"optim__steps": 60, "optim__lr": 0.003, "evaluation__every": 60}
     plain, _ = run(tiny(**steps), tmp_path / "a", cache)
@@ -510,3 +521,13 @@ def test_a_run_that_ended_early_says_where_and_can_be_gone_on_with(
     whole = ended(tmp_path / "whole", cache, tiny())
     assert numbers(ended(tmp_path / "early", cache, tiny())) == numbers(whole)
     assert "final/step" not in whole
+
+
+def test_a_run_that_ended_before_any_validation_reads_the_validation_images(
+    tmp_path: Path, cache: Path
+) -> None:
+    early = ended(
+        tmp_path, cache, tiny(evaluation__val_every=500), enough=lambda metrics, whole: True
+    )
+    assert early["final/step"] == early["best/step"] == 4
+    assert early["best/px_error"] == early["val/px_error"]
