@@ -127,7 +127,7 @@ def run(
     command goes on where it stopped, after a kill or a power cut too.
 
     Exit status: 0 all jobs ended (one that diverged ended: that is a finding); 1 some job failed
-    or has no result; 2 the request was wrong; 130 stopped by Ctrl-C.
+    or has no result, or a design has arms to come; 2 the request was wrong; 130 stopped by Ctrl-C.
     """
     from ablate.engines import engine_class
 
@@ -166,7 +166,7 @@ def run(
         console().print(line, soft_wrap=True)
     if summary.interrupted:
         raise typer.Exit(STOPPED)
-    if summary.count("failed") or summary.missing:
+    if summary.count("failed") or summary.missing or summary.more:
         raise typer.Exit(FAILED)
 
 
@@ -186,6 +186,8 @@ def farewell(asked: Request, summary: RunSummary) -> list[str]:
         lines.append(f"Stopped: {ended} jobs ended, {len(summary.missing)} to go: {again}")
     elif summary.missing:
         lines.append(f"{len(summary.missing)} jobs have no result; run again: {again}")
+    elif summary.more:
+        lines.append(f"Not all that follows from results was planned; run again: {again}")
     if failed := summary.count("failed"):
         lines.append(f"{failed} failed; again with: {again} --retry-failed")
     folder = asked.options.out / asked.study.name

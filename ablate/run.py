@@ -74,6 +74,8 @@ class RunSummary:
     results: Mapping[str, Result]
     missing: tuple[str, ...]
     """Jobs without a result: interrupted, not started, or their results could not be kept."""
+    more: tuple[str, ...]
+    """What is still to come of adaptive designs: stopped, or their next arms could not be made."""
     trained: tuple[str, ...]
     """Jobs that ended in this run."""
     interrupted: bool
@@ -194,6 +196,7 @@ class _Coordinator:
         return RunSummary(
             dict(self.progress.results),
             missing,
+            self.plan.more,
             tuple(self.trained),
             self.stop.asked and bool(missing or self.plan.more),
             time.monotonic() - begin,
@@ -287,6 +290,14 @@ class _Coordinator:
         return result if result is not None and self.study.accepts(result) else None
 
     def _grow(self, engine: Engine) -> None:
+        """Let adaptive designs add jobs; where they cannot, those under way go on all the same."""
+        try:
+            self._ask(engine)
+        except StudyError as error:
+            self.grow = None
+            self.display.say(f"No further arms in this run: {error}", "bold red")
+
+    def _ask(self, engine: Engine) -> None:
         """Take the jobs that adaptive designs made of what has ended since they were asked."""
         while self.news and self.grow is not None and self.plan.more and not self.stop.asked:
             self.news = False

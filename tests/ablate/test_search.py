@@ -14,7 +14,7 @@ from ablate.designs import Axis
 from ablate.nouns import Arm, Condition, Criterion, Options, StudyError
 from ablate.planner import Planner
 from ablate.reader import load_study, resolved
-from ablate.search import Sampling, Search, constraints_of
+from ablate.search import Sampling, Search, Suggestion, constraints_of
 from ablate.space import Range, Space
 from tests.ablate.test_adaptive import go, killed_at, replayed, write
 from tests.ablate.toys import numbers
@@ -232,3 +232,28 @@ def test_a_search_is_kept_as_it_was_read(tmp_path: Path) -> None:
     assert load_study(str(kept)).designs == found.designs
     assert found.designs[0].options["objective"] == {"a": "minimize", "b": "maximize"}
     assert Planner(found, Options(out=tmp_path / "out")).plan().jobs == []
+
+
+def test_a_suggestion_that_cannot_be_kept_ends_no_running_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, out = study(tmp_path, base={"step_seconds": 0.02}), tmp_path / "out"
+    keep = Search._keep
+
+    def full(self: Search, one: Suggestion) -> None:
+        if one.number == 3:
+            raise StudyError(f"{self.file}: a suggestion cannot be kept (No space left on device)")
+        keep(self, one)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Search, "_keep", full)
+        plan, summary, heard = go(file, out, engine="pool", workers=2)
+    assert [line for line in heard.said if "No space left" in line] == [
+        f"No further arms in this run: {out / 'toy' / 'suggestions.jsonl'}: a suggestion cannot be "
+        "kept (No space left on device)"
+    ]
+    assert (len(summary.trained), summary.missing) == (len(plan.jobs), ())
+    assert summary.more
+    assert not summary.interrupted
+    _, summary, _ = go(file, out)
+    assert (summary.more, len(summary.results)) == ((), 8 * 2)
