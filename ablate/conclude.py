@@ -16,10 +16,8 @@ from ablate.rank import Ranking, judge, rank
 
 def results_of(study: Study, plan: Plan, ledger: Ledger) -> dict[str, Result]:
     """The results that there are, by job id; what the study does not take for its own is not."""
-    found = {job.id: ledger.result(job.id) for job in plan.jobs}
-    return {
-        k: result for k, result in found.items() if result is not None and study.accepts(result)
-    }
+    found = {job.id: ledger.accepted(job.id, study) for job in plan.jobs}
+    return {job_id: result for job_id, result in found.items() if result is not None}
 
 
 def rank_study(study: Study, plan: Plan, core: Core, results: Mapping[str, Result]) -> Ranking:

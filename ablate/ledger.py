@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, get_args
 
-from ablate.nouns import Job, Result, State, StudyError
+from ablate.nouns import Job, Result, State, Study, StudyError
 
 
 class LockHeld(StudyError):  # noqa: N818 - a state of the world, not a mistake
@@ -132,6 +132,11 @@ class Ledger:
             return _result_from(json.loads(text), job_id)
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             return self._damaged(path, f"{type(error).__name__}: {error}")
+
+    def accepted(self, job_id: str, study: Study) -> Result | None:
+        """The job's result where the study takes it for its own; else the job has not ended."""
+        result = self.result(job_id)
+        return result if result is not None and study.accepts(result) else None
 
     def write_result(self, result: Result) -> None:
         """Keep a job's end, durably: its events first, then the result in one rename."""

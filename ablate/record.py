@@ -77,7 +77,7 @@ class Recorder:
         self._plan = plan
         self._read_runs()
         for done, job in enumerate(plan.jobs):
-            result = self._ledger.result(job.id)
+            result = self._ledger.accepted(job.id, self.study)
             if result is not None:
                 self.job_finished(job, result, self._ledger.folder(job.id))
             if progress:

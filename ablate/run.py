@@ -170,7 +170,7 @@ class _Coordinator:
         self.core: Core = load_core(self.study.core)
         self.code = describe_code(self.study.core)
         self.jobs = {job.id: job for job in self.plan.jobs}
-        results = {job_id: self._result(job_id) for job_id in self.jobs}
+        results = {job_id: self.ledger.accepted(job_id, self.study) for job_id in self.jobs}
         ended = {job_id: result for job_id, result in results.items() if result is not None}
         todo = sorted((j for j in self.plan.jobs if self._due(results[j.id])), key=_longest_first)
         again = {job.id for job in todo}
@@ -284,11 +284,6 @@ class _Coordinator:
             reason = error.strerror or str(error)
             raise StudyError(f"{cache}: shared inputs cannot be kept ({reason})") from None
 
-    def _result(self, job_id: str) -> Result | None:
-        """The result in the ledger, where the study takes it for its own."""
-        result = self.ledger.result(job_id)
-        return result if result is not None and self.study.accepts(result) else None
-
     def _grow(self, engine: Engine) -> None:
         """Let adaptive designs add jobs; where they cannot, those under way go on all the same."""
         try:
@@ -305,7 +300,7 @@ class _Coordinator:
             self.plan = self.grow(self.progress.results, max(slots, 0))
             new = [job for job in self.plan.jobs if job.id not in self.jobs]
             self.jobs |= {job.id: job for job in new}
-            found = {job.id: self._result(job.id) for job in new}
+            found = {job.id: self.ledger.accepted(job.id, self.study) for job in new}
             todo = sorted((job for job in new if self._due(found[job.id])), key=_longest_first)
             kept = {k: r for k, r in found.items() if r is not None and not self._due(r)}
             self.progress.extend(new, kept, todo)

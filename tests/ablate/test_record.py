@@ -14,7 +14,7 @@ import pytest
 from ablate import runs
 from ablate.attachments import lay_out
 from ablate.ledger import Ledger
-from ablate.nouns import Plan, Study
+from ablate.nouns import Plan, Pruning, Study
 from ablate.rank import Ranking, judge, rank
 from ablate.record import Recorder, connect, rebuild
 from ablate.wording import number
@@ -252,6 +252,22 @@ def test_a_kill_between_the_readings_and_the_end_is_written_again(another):
     client.update_run(another.run(job_id).info.run_id, status="RUNNING")
     rebuild(another.study, another.plan, another.ledger, another.ranking)
     assert another.run(job_id).info.status == "FINISHED"
+
+
+def test_what_another_study_pruned_has_no_run_here(another):
+    job, other = another.plan.jobs
+    mine, others = (Pruning(rule, "val/px_error") for rule in ("median", "asha"))
+    study = replace(another.study, pruning=mine)
+    pruned = replace(synthetic.done(job), state="pruned", metrics={}, error="worse")
+    results = {
+        job.id: replace(pruned, pruned_by=mine.said),
+        other.id: replace(pruned, job_id=other.id, seed=other.seed, pruned_by=others.said),
+    }
+    synthetic.keep(another.ledger.out, another.plan, results)
+    recorder = Recorder(another.ledger.out, study)
+    recorder.start(another.plan)
+    recorder.close()
+    assert [run.data.tags["job_id"] for run in another.runs("tags.kind = 'job'")] == [job.id]
 
 
 def test_more_than_a_batch_of_metrics_and_params(another):
