@@ -130,6 +130,8 @@ class Recorder:
     def conclude(self, ranking: Ranking, files: Sequence[Path] = ()) -> None:
         """Write an arm's run each, the files to the execution, and the view of the runs table.
 
+        Runs of arms that have left the study, or have no ended job any more, go.
+
         Args:
             ranking: of this study.
             files: the report and what else belongs to the answer.
@@ -138,9 +140,12 @@ class Recorder:
         jobs: dict[str, list[Job]] = {}
         for job in self._plan.jobs:
             jobs.setdefault(job.arm, []).append(job)
-        for arm in ranking.arms:
-            if arm.ended:
-                self._write_arm(arm, jobs[arm.arm])
+        ended = [arm for arm in ranking.arms if arm.ended]
+        names = {_name_of(arm.arm) for arm in ended}
+        for gone in [n for n in self._recorded if n.startswith(_name_of("")) and n not in names]:
+            self._client.delete_run(self._recorded.pop(gone)[0])
+        for arm in ended:
+            self._write_arm(arm, jobs[arm.arm])
         parent = self._parent or self._latest or self._execution()
         for path in files:
             if path.exists():
@@ -188,7 +193,7 @@ class Recorder:
                     self._write(run_id, tags={"state": "interrupted", "recorded": ""})
                     tags = {**tags, "recorded": ""}
                     self._client.set_terminated(run_id, "KILLED")
-                name = tags.get("job_id") or f"arm:{tags.get('arm')}"
+                name = tags.get("job_id") or _name_of(tags.get("arm", ""))
                 if tags.get("kind") == "execution":
                     executions.append((run.info.start_time, run_id))
                 elif tags.get("kind") in ("job", "config"):
@@ -232,7 +237,7 @@ class Recorder:
         }
         name = f"{job.arm} · seed {job.seed}"
         run = self._client.create_run(self._experiment, begin or _now(), tags, name)
-        params = runs.params_of(job.levels, job.settings) | {"seed": str(job.seed)}
+        params = runs.params_of(self.study, job) | {"seed": str(job.seed)}
         self._write(run.info.run_id, params=params)
         self._log_data(run.info.run_id, job)
         live = self._live[job.id] = _Live(
@@ -248,7 +253,7 @@ class Recorder:
         tags = runs.config_tags(self.study, arm) | self._common
         tags["mlflow.loggedImages"] = "True"  # harmless where a core draws none
         digest = runs.recorded_digest([points, tags])
-        name = f"arm:{arm.arm}"
+        name = _name_of(arm.arm)
         if self._recorded.get(name, ("", ""))[1] == digest:
             return
         if name in self._recorded:
@@ -257,7 +262,7 @@ class Recorder:
         label = f"{arm.arm} · {len(arm.seeds)} seed" + "s" * (len(arm.seeds) != 1)
         run = self._client.create_run(self._experiment, now, {**tags, "recorded": digest}, label)
         run_id = run.info.run_id
-        params = runs.params_of(arm.levels, jobs[0].settings)
+        params = runs.params_of(self.study, jobs[0])
         self._log_data(run_id, jobs[0])
         self._write(run_id, [point._replace(time=now) for point in points], params)
         pictures = runs.pictures_of(self._ledger.folder((done or jobs)[0].id))
@@ -374,6 +379,11 @@ def _make_database(path: Path) -> None:
         whole.rename(path)
     for left in path.parent.glob(f"{part.name}*"):
         left.unlink(missing_ok=True)
+
+
+def _name_of(arm: str) -> str:
+    """By which the run of an arm is remembered, beside those of jobs."""
+    return f"arm:{arm}"
 
 
 def _now() -> int:

@@ -57,10 +57,10 @@ class Picture:
     step: int
 
 
-def params_of(levels: Mapping[str, str], settings: Mapping[str, Any]) -> dict[str, str]:
+def params_of(study: Study, job: Job) -> dict[str, str]:
     """Levels under their factors' names, beside the flat settings without the seed."""
-    params = {path: value for path, value in settings.items() if path != "seed"}
-    params |= levels
+    params = {path: value for path, value in job.settings.items() if path != "seed"}
+    params |= {name: level for name, level in job.levels.items() if name not in study.ranges}
     return {NAME.sub("_", key): _text(value)[:PARAM_LIMIT] for key, value in params.items()}
 
 
@@ -246,6 +246,7 @@ def view_state(study: Study, ranking: Ranking) -> dict[str, Any]:
         "metrics.`criteria/rank`",
         "metrics.`criteria/passed`",
         *(f"params.`{factor.name}`" for factor in study.factors),
+        *(f"params.`{path}`" for path in study.ranges),
         *(f"metrics.`{NAME.sub('_', metric)}`" for metric in metrics),
         *(f"tags.`verdict.{criterion.name}`" for criterion in study.criteria),
     ]

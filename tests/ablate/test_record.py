@@ -14,7 +14,7 @@ import pytest
 from ablate import runs
 from ablate.attachments import lay_out
 from ablate.ledger import Ledger
-from ablate.nouns import Plan, Pruning, Study
+from ablate.nouns import UNSEARCHED, Design, Job, Plan, Pruning, Study
 from ablate.rank import Ranking, judge, rank
 from ablate.record import Recorder, connect, rebuild
 from ablate.wording import number
@@ -285,6 +285,33 @@ def test_more_than_a_batch_of_metrics_and_params(another):
     assert run.data.metrics["train/m299"] == 299.0
 
 
+def test_a_range_shows_the_setting_that_was_trained(another):
+    """An arm that no search made has no level there, and a column of its own."""
+    ranges = {"optim.lr": {"low": 1e-5, "high": 1e-3}}
+    study = replace(another.study, designs=(Design("search", {"ranges": ranges}),))
+    job = another.plan.jobs[0]
+    job = replace(job, levels={**job.levels, "lr": "base", "optim.lr": UNSEARCHED})
+    params = runs.params_of(study, job)
+    assert params["optim.lr"] == "0.0003"
+    assert params["lr"] == "base"  # a factor may have a level of that name
+    columns = runs.view_state(study, another.ranking)["selectedColumns"]
+    assert columns.index("params.`optim.lr`") == columns.index("params.`mode`") + 1
+
+
+def test_an_arm_that_left_the_study_leaves_mlflow(another):
+    wide = Plan([replace(j, id=f"wide-{j.id}") for j in synthetic.plan(another.study).jobs])
+    synthetic.keep(another.ledger.out, wide, synthetic.results(wide))
+    rebuild(another.study, wide, another.ledger, judged(another.study, wide, another.ledger))
+    assert len(another.runs("tags.kind = 'config'")) == 8
+    narrow = Plan([job for job in wide.jobs if job.arm in ("base", "all")])
+    for job in narrow.jobs:
+        if job.arm == "all":  # it stays, and has no ended job any more
+            another.ledger.remove_result(job.id)
+    ranking = judged(another.study, narrow, another.ledger)
+    rebuild(another.study, narrow, another.ledger, ranking)
+    assert [run.data.tags["arm"] for run in another.runs("tags.kind = 'config'")] == ["base"]
+
+
 def test_a_deleted_experiment_is_restored(another):
     client = connect(another.ledger.out)
     Recorder(another.ledger.out, another.study)
@@ -304,7 +331,8 @@ def test_the_tracking_uri_of_the_environment_wins(another, tmp_path, monkeypatch
 
 
 def test_names_and_values_that_mlflow_refuses_are_made_fit():
-    params = runs.params_of({"y loss": "x+0.3y"}, {"a(b)": [1, 2], "seed": 3, "long": "x" * 9000})
+    settings = {"a(b)": [1, 2], "seed": 3, "long": "x" * 9000}
+    params = runs.params_of(synthetic.study(), Job("", "", {"y loss": "x+0.3y"}, 3, settings))
     assert params["y loss"] == "x+0.3y"
     assert params["a_b_"] == "[1, 2]"
     assert "seed" not in params
