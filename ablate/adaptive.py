@@ -46,7 +46,7 @@ class Proposal:
     """The arms of an adaptive design as far as results tell."""
 
     arms: tuple[Arm, ...]
-    """In the order they were thought of; those without results are to run."""
+    """In the order they were thought of; those without results are to run, if they can be."""
     more: str = ""
     """What is to come, for people; empty when this is all."""
     notes: tuple[str, ...] = ()
@@ -57,6 +57,10 @@ class Proposal:
 
 class Adaptive(Protocol):
     """A design that makes further arms of results."""
+
+    def outline(self) -> Sequence[Sequence[Arm]]:
+        """What must be possible before anything is run: of each of these, one arm at least."""
+        ...
 
     def propose(self, tried: Ask, slots: int) -> Proposal:
         """Every arm so far.

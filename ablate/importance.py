@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ablate import wording
-from ablate.adaptive import Direction, tried_of
+from ablate.adaptive import tried_of
+from ablate.adaptive_designs import SEARCH, numbered, objectives_of, space_of
 from ablate.compare import void_metrics
-from ablate.nouns import Design, Gate, Job, Result, Study
-from ablate.planner import default_reading, space_of
+from ablate.nouns import UNSEARCHED, Design, Gate, Job, Result, Study
 from ablate.space import Params, Space
 from ablate.stats import scale_of
 
@@ -66,7 +66,7 @@ def importances_of(
         results: by job id.
         gates: by job id; what they void is no reading.
     """
-    searches = [design for design in study.designs if design.name == "search"]
+    searches = [(name, own) for name, own in numbered(study.designs) if own.name == SEARCH]
     if not searches:
         return (), ()
     by_arm: dict[tuple[str, ...], list[Job]] = {}
@@ -74,8 +74,7 @@ def importances_of(
         by_arm.setdefault(tuple(job.levels.values()), []).append(job)
     found: list[Importance] = []
     notes: list[str] = []
-    for number, design in enumerate(searches, start=1):
-        name = "search" if number == 1 else f"search {number}"
+    for name, design in searches:
         own, said = _of(name, study, design, list(by_arm.values()), results, gates)
         found += own
         notes += said
@@ -100,11 +99,8 @@ def _of(
         outcome = tried_of(own, results, void) if point is not None else None
         if point is not None and outcome is not None:
             tried.append((point, outcome))
-    objectives: Mapping[str, Direction] = design.options.get("objective") or {
-        default_reading(study): "minimize"
-    }
     found, notes = [], []
-    for metric, direction in objectives.items():
+    for metric, direction in objectives_of(study, design).items():
         read = [(point, mean) for point, one in tried if (mean := one.mean(metric)) is not None]
         points, values = [point for point, _ in read], [value for _, value in read]
         if len(read) < LEAST:
@@ -135,8 +131,8 @@ def point_of(space: Space, levels: Mapping[str, str]) -> Params | None:
     point = space.point(levels)
     if point is None:
         return None
-    arm = space.arm(0, point)
-    return point if all(levels[name] == level for name, level in arm.levels.items()) else None
+    own = space.arm(0, point).levels  # what it has beside them are other searches' ranges
+    return point if all(own.get(k, UNSEARCHED) == level for k, level in levels.items()) else None
 
 
 def explained(importances: Sequence[Importance]) -> list[str]:

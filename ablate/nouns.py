@@ -219,7 +219,8 @@ class Study:
     @property
     def ranges(self) -> tuple[str, ...]:
         """Settings that a search varies over a range: they stand beside the levels of every arm."""
-        return tuple(path for design in self.designs for path in design.options.get("ranges", ()))
+        paths = (path for design in self.designs for path in design.options.get("ranges", ()))
+        return tuple(dict.fromkeys(paths))
 
 
 @dataclass(frozen=True)

@@ -11,23 +11,14 @@ from typing import Any
 
 from ablate import runs, search
 from ablate.adaptive import Direction
+from ablate.adaptive_designs import objectives_of, space_of
 from ablate.designs import Axis
 from ablate.ledger import Ledger
 from ablate.nouns import Job, Plan, Result, Study, StudyError
-from ablate.planner import default_reading
 from ablate.space import Range, Space
 
 SQLITE = (".db", ".sqlite", ".sqlite3")
 JOURNAL = (".journal", ".jsonl", ".log")
-
-
-def objectives_of(study: Study) -> dict[str, Direction]:
-    """What the study's own design goes by, else px error or the first criterion."""
-    for design in study.designs:
-        found = design.options.get("objective") or design.options.get("reading")
-        if found:
-            return dict(found)
-    return {default_reading(study): "minimize"}
 
 
 def export(
@@ -44,7 +35,7 @@ def export(
     if to.suffix not in SQLITE + JOURNAL:
         allowed = ", ".join(SQLITE + JOURNAL)
         raise StudyError(f"{to}: given the suffix {to.suffix!r}, must be one of {allowed}")
-    space = whole_space(study, plan)
+    space = whole_space(study)
     objectives = objectives_of(study)
     trials = [
         trial_of(study, space, objectives, job, results[job.id], ledger)
@@ -68,14 +59,25 @@ def export(
     return len(trials)
 
 
-def whole_space(study: Study, plan: Plan) -> Space:
-    """Every factor with its levels, and every range of a search."""
-    ranges = {
-        path: Range(**own)
-        for design in study.designs
-        for path, own in design.options.get("ranges", {}).items()
-    }
+def whole_space(study: Study) -> Space:
+    """Every factor with its levels, and every range, as wide as several searches have it."""
+    ranges: dict[str, Range] = {}
+    for design in study.designs:
+        for path, own in space_of(study, design).ranges.items():
+            ranges[path] = joined(ranges[path], own) if path in ranges else own
     return Space([Axis.of(factor.name, *factor.names) for factor in study.factors], ranges)
+
+
+def joined(one: Range, other: Range) -> Range:
+    """The range of both.
+
+    >>> joined(Range(1, 4), Range(3, 9))
+    Range(low=1, high=9, log=False, step=None)
+    """
+    if one == other:
+        return one
+    low, high = min(one.low, other.low), max(one.high, other.high)
+    return Range(low, high, log=one.log and other.log)
 
 
 def trial_of(

@@ -24,13 +24,37 @@ class Path:
     """A path as far as it has been walked."""
 
     arms: tuple[Arm, ...]
-    """All that are needed so far: the base, then round by round the changes tried."""
+    """The base, then round by round the changes that were left, those not allowed too."""
     walked: tuple[Arm, ...]
     """The base and the arm that each round ended with."""
     left: int
     """Changes that are not made yet."""
     blocked: tuple[str, ...] = ()
-    """Changes that no round may make: `exclude` or `only` leaves them out everywhere."""
+    """Changes that no round may make: they are not allowed anywhere."""
+
+
+class _Steps:
+    """The changes between two arms, and what some of them make of the first."""
+
+    def __init__(
+        self,
+        axes: Sequence[Axis],
+        base: Mapping[str, str] | None,
+        best: Mapping[str, str] | None,
+    ) -> None:
+        self._axes = axes
+        self._here = [axis.default(base or {}, 0) for axis in axes]
+        self._goal = [axis.default(best or {}, -1) for axis in axes]
+        ends = enumerate(zip(self._here, self._goal, strict=True))
+        self.changes = [place for place, (here, goal) in ends if here != goal]
+
+    def arm(self, changes: Sequence[int]) -> Arm:
+        """The base with these changes made, named in this order."""
+        levels: dict[str, str] = {}
+        for place, axis in enumerate(self._axes):
+            pick = (self._goal if place in changes else self._here)[place]
+            levels |= axis.choices[pick][1]
+        return Arm(" ".join(f"+{self._axes[place].name}" for place in changes) or "base", levels)
 
 
 def path(
@@ -59,24 +83,16 @@ def path(
     >>> [arm.label for arm in path(axes, lambda arm: None).arms]  # nothing known yet
     ['base', '+a', '+b', '+c']
     """
-    here = [axis.default(base or {}, 0) for axis in axes]
-    goal = [axis.default(best or {}, -1) for axis in axes]
+    steps = _Steps(axes, base, best)
     made: list[int] = []
-
-    def arm_of(changes: Sequence[int]) -> Arm:
-        levels: dict[str, str] = {}
-        for place, axis in enumerate(axes):
-            levels |= axis.choices[(goal if place in changes else here)[place]][1]
-        return Arm(" ".join(f"+{axes[place].name}" for place in changes) or "base", levels)
-
-    left = [place for place in range(len(axes)) if here[place] != goal[place]]
-    arms, walked = [arm_of([])], [arm_of([])]
+    left = list(steps.changes)
+    arms, walked = [steps.arm([])], [steps.arm([])]
     while left:
-        round_ = [(place, arm_of([*made, place])) for place in left]
+        round_ = [(place, steps.arm([*made, place])) for place in left]
+        arms += [arm for _, arm in round_]
         round_ = [(place, arm) for place, arm in round_ if allowed(arm)]
         if not round_:
             return Path(tuple(arms), tuple(walked), 0, tuple(axes[place].name for place in left))
-        arms += [arm for _, arm in round_]
         scores = [(score(arm), place, arm) for place, arm in round_]
         known = [(value, place, arm) for value, place, arm in scores if value is not None]
         if len(known) < len(scores) or score(walked[0]) is None:
@@ -99,6 +115,11 @@ class Paths:
     base: Mapping[str, str] | None = None
     best: Mapping[str, str] | None = None
     allowed: Callable[[Arm], bool] = lambda arm: True
+
+    def outline(self) -> Sequence[Sequence[Arm]]:
+        """Its two ends."""
+        steps = _Steps(self.axes, self.base, self.best)
+        return [steps.arm([])], [steps.arm(steps.changes)]
 
     def propose(self, tried: Ask, slots: int) -> Proposal:
         """All arms of the rounds that results lead to; a round is run as a whole."""
@@ -131,5 +152,5 @@ class Paths:
                 steps.append(f"{last} {said if mean is None else f'{mean:.4g}'}")
         notes = [f"path on {self.reading}: {' -> '.join(steps)}"] if len(steps) > 1 else []
         if found.blocked:
-            notes.append(f"path: exclude/only leave no way to change {', '.join(found.blocked)}")
+            notes.append(f"path: there is no way to change {', '.join(found.blocked)}")
         return tuple(notes)

@@ -50,26 +50,46 @@ def plan_unread(study: Study, options: Options) -> Plan:
         raise StudyError(f"{study.source}: design: {adaptive[0]} needs its run folder (--out)")
     arms = arms_of(study)
     configs = [config_of(core, study, arm, options) for arm in arms]
-    refuse_unused(core, study, arms)
+    refuse_unused(core, study, arms, arms)
     made: list[Made] = [(arm, config, {}, {}) for arm, config in zip(arms, configs, strict=True)]
     return Plan(jobs_of(core, study, made), notes_of(study))
 
 
 def jobs_of(core: Core, study: Study, made: Iterable[Made]) -> list[Job]:
     """A job a seed of every arm, each once; an arm that comes to the same settings is noted."""
+    return once((own[0], seeded(core, study, own)) for own in made)
+
+
+def seeded(core: Core, study: Study, made: Made) -> list[Job]:
+    """A job a seed of one arm."""
+    arm, config, fingerprints, size = made
+    settings, identity = core.settings(config), core.identity(config)
+    load = core.workload(config)
+    return [
+        Job(
+            job_id(identity, fingerprints, seed, core.numerics_version),
+            arm.label,
+            arm.levels,
+            seed,
+            {**settings, "seed": seed},
+            arm.design,
+            (),
+            size,
+            fingerprints,
+            load,
+        )
+        for seed in study.seeds
+    ]
+
+
+def once(arms: Iterable[tuple[Arm, Iterable[Job]]]) -> list[Job]:
+    """The jobs of all arms, each once, under the first arm that comes to it."""
     jobs: dict[str, Job] = {}
-    for arm, config, fingerprints, size in made:
-        settings, identity = core.settings(config), core.identity(config)
-        load = core.workload(config)
-        for seed in study.seeds:
-            key = job_id(identity, fingerprints, seed, core.numerics_version)
-            if key in jobs:
-                jobs[key] = dataclasses.replace(jobs[key], also=(*jobs[key].also, arm))
-                continue
-            flat = {**settings, "seed": seed}
-            jobs[key] = Job(
-                key, arm.label, arm.levels, seed, flat, arm.design, (), size, fingerprints, load
-            )
+    for arm, own in arms:
+        for job in own:
+            known = jobs.setdefault(job.id, job)
+            if known is not job:
+                jobs[job.id] = dataclasses.replace(known, also=(*known.also, arm))
     return list(jobs.values())
 
 
@@ -213,14 +233,22 @@ def _blame(core: Core, study: Study, arm: Arm) -> str:
     return f"arm {arm.label!r}"
 
 
-def refuse_unused(core: Core, study: Study, arms: list[Arm]) -> None:
-    """A level that no arm uses must still be one that could be: its settings may be misspelt."""
-    used = {(name, level) for arm in arms for name, level in arm.levels.items()}
+def refuse_unused(core: Core, study: Study, made: Iterable[Arm], beside: Iterable[Arm]) -> None:
+    """A level that no arm uses must still be one that could be: its settings may be misspelt.
+
+    Args:
+        core: what builds.
+        study: its levels.
+        made: arms that could be built.
+        beside: arms beside whose other levels it may stand.
+    """
+    used = {(name, level) for arm in made for name, level in arm.levels.items()}
+    beside = list(beside)
     for factor in study.factors:
         for level in factor.levels:
             if (factor.name, level.name) in used:
                 continue
-            refusals = [_refusal(core, study, arm, level) for arm in arms]
+            refusals = [_refusal(core, study, arm, level) for arm in beside]
             if all(refusals):
                 place = f"factors.{factor.name}.{level.name}"
                 raise StudyError(f"{study.source}: {place}: {refusals[0]}")
@@ -229,7 +257,7 @@ def refuse_unused(core: Core, study: Study, arms: list[Arm]) -> None:
 def _refusal(core: Core, study: Study, arm: Arm, level: Level) -> str | None:
     try:
         core.build({**study.base, **_levels_settings(study, arm), **level.settings})
-    except CoreError as error:
+    except (CoreError, StudyError) as error:
         return str(error)
     return None
 

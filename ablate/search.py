@@ -93,6 +93,14 @@ class Search:
     """What else results hang on: suggestions made under another context are not gone on with."""
     replicates: int = 1
     """Jobs to an arm: its seeds."""
+    name: str = "search"
+    """As its notes call it, where a study has several."""
+    siblings: frozenset[str] = frozenset()
+    """Digests of the study's searches: what they suggested stands in the same file."""
+
+    def outline(self) -> Sequence[Sequence[Arm]]:
+        """Some points of its space."""
+        return (self.space.corners(),)
 
     def propose(self, tried: Ask, slots: int) -> Proposal:
         """The arms suggested so far; new ones while jobs could start and trials are left.
@@ -112,7 +120,7 @@ class Search:
         waiting = sum(outcome is None for outcome in known)
         more = ""
         if len(kept) < self.trials or waiting:
-            more = f"search: {len(kept) - waiting} of {self.trials} points tried"
+            more = f"{self.name}: {len(kept) - waiting} of {self.trials} points tried"
             more += f", {waiting} under way" if waiting else ""
             more += "; each suggestion follows from the results before it"
         return Proposal(tuple(arms), more, self._notes(arms, known, strange))
@@ -164,7 +172,7 @@ class Search:
         ended = [(arm, tried) for arm, tried in zip(arms, known, strict=True) if tried is not None]
         lost = sum(any(t.mean(m) is None for m in self.objectives) for _, t in ended)
         if lost:
-            notes.append(f"search: {lost} of {len(ended)} points have no reading to search by")
+            notes.append(f"{self.name}: {lost} of {len(ended)} points have no reading to search by")
         for metric, direction in self.objectives.items():
             sign = 1 if direction == "minimize" else -1
             values = [
@@ -176,10 +184,10 @@ class Search:
                 score, met, best = min(values, key=lambda own: (-own[1], own[0]))
                 levels = ", ".join(f"{name}={level}" for name, level in best.levels.items())
                 of = f", {met} of {len(self.criteria)} criteria" if self.criteria else ""
-                notes.append(f"search: best {metric} {sign * score:.4g}{of}: {levels}")
+                notes.append(f"{self.name}: best {metric} {sign * score:.4g}{of}: {levels}")
         if strange:
             notes.append(
-                f"search: {strange} suggestions made under other settings are left out "
+                f"{self.name}: {strange} suggestions made under other settings are left out "
                 f"({self.file.name})"
             )
         return tuple(notes)
@@ -211,6 +219,7 @@ class Search:
             return [], 0
         except OSError as error:
             raise StudyError(f"{self.file}: cannot be read ({error.strerror})") from None
+        own = self.digest
         kept, strange = [], 0
         for line in lines:
             try:
@@ -219,8 +228,8 @@ class Search:
                 digest = value["search"]
             except (ValueError, KeyError, TypeError, RecursionError):
                 continue  # torn by a kill: its job never started, so it is thought of again
-            if digest != self.digest:
-                strange += 1
+            if digest != own:
+                strange += digest not in self.siblings
             elif one.number == len(kept):
                 kept.append(one)
         return kept, strange

@@ -33,6 +33,25 @@ class Range:
         """Whether its values are whole numbers."""
         return all(type(end) is int for end in (self.low, self.high, self.step or 1))
 
+    def read(self, text: str) -> float | int | None:
+        """The value of a level's name; None where the range does not come to it.
+
+        >>> Range(1, 8).read("3"), Range(1, 8).read("9"), Range(1, 8).read("2.5")
+        (3, None, None)
+        >>> Range(0.0, 1.0, step=0.25).read("0.75"), Range(0.0, 1.0, step=0.25).read("0.8")
+        (0.75, None)
+        """
+        try:
+            given = (int if self.whole else float)(text)
+        except ValueError:  # a whole range and a fraction; the name that stands for no value
+            return None
+        value = min(max(given, self.low), self.high)
+        if not math.isclose(given, value, rel_tol=1e-9):  # a name has twelve digits
+            return None
+        step = self.step or (1 if self.whole else None)
+        steps = 0.0 if step is None else (value - self.low) / step
+        return value if abs(steps - round(steps)) < 1e-8 else None
+
     def checked(self) -> Range:
         """Itself.
 
@@ -84,7 +103,7 @@ class Space:
         return [a for a in self.axes if {*self.factors} & {a.name, *a.choices[0][1]}]
 
     def arm(self, number: int, params: Params) -> Arm:
-        """The arm of a point.
+        """The arm of a point; 0 is no number.
 
         >>> space = Space([Axis.of("tokens", "full", "p5")], {"optim.lr": Range(1e-5, 1e-3)})
         >>> arm = space.arm(7, {"tokens": "p5", "optim.lr": 0.0002})
@@ -103,8 +122,27 @@ class Space:
             levels |= axis.choices[pick][1]
         values = {path: params[path] for path in self.ranges}
         levels |= {path: text_of(value) for path, value in values.items()}
-        label = f"#{number} {'/'.join([*said, *map(text_of, values.values())])}"
-        return Arm(label, levels, settings=values)
+        label = "/".join([*said, *map(text_of, values.values())])
+        return Arm(f"#{number} {label}" if number else label, levels, settings=values)
+
+    def corners(self) -> list[Arm]:
+        """A few points: each choice once beside the base's, ranges all at one end, then the other.
+
+        >>> space = Space([Axis.of("tokens", "full", "p5")], {"model.n_layers": Range(1, 4)})
+        >>> [arm.label for arm in space.corners()]
+        ['full/1', 'p5/1', 'full/4', 'p5/4']
+        """
+        start = {axis.name: axis.choices[axis.default(self.base, 0)][0] for axis in self.varied}
+        singles = [start] + [
+            start | {axis.name: label}
+            for axis in self.varied
+            for label, _ in axis.choices
+            if label != start[axis.name]
+        ]
+        lows = {path: own.low for path, own in self.ranges.items()}
+        highs = {path: own.high for path, own in self.ranges.items()}
+        ends = [lows, highs] if self.ranges else [{}]
+        return [self.arm(0, {**single, **end}) for end in ends for single in singles]
 
     def point(self, levels: Mapping[str, str]) -> dict[str, Any] | None:
         """The point of an arm's levels; None where the arm is of another design.
@@ -120,9 +158,10 @@ class Space:
                 return None
             params[axis.name] = found[0]
         for path, range_ in self.ranges.items():
-            if levels.get(path, UNSEARCHED) == UNSEARCHED:
+            value = range_.read(levels.get(path, UNSEARCHED))
+            if value is None:
                 return None
-            params[path] = (int if range_.whole else float)(levels[path])
+            params[path] = value
         return params
 
 
