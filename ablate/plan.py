@@ -39,16 +39,19 @@ def plan(study: Study, options: Options | None = None) -> Plan:
     return Planner(study, options or Options()).plan()
 
 
-def plan_unread(study: Study, options: Options) -> Plan:
+def plan_unread(study: Study, options: Options, followed: Iterable[Arm] = ()) -> Plan:
     """The jobs of a study without a look at its data: their ids are not those of the ledger.
+
+    Args:
+        study: its fixed designs make their arms.
+        options: settings laid over it.
+        followed: the arms of its adaptive designs.
 
     Raises:
         StudyError: one line: a setting or design that cannot be.
     """
     core = load_core(study.core)
-    if adaptive := [design.name for design in study.designs if design.name not in DESIGNS]:
-        raise StudyError(f"{study.source}: design: {adaptive[0]} needs its run folder (--out)")
-    arms = arms_of(study)
+    arms = [*arms_of(study), *followed]
     configs = [config_of(core, study, arm, options) for arm in arms]
     refuse_unused(core, study, arms, arms)
     made: list[Made] = [(arm, config, {}, {}) for arm, config in zip(arms, configs, strict=True)]

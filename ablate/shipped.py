@@ -1,6 +1,7 @@
 """A study's results as a tidy table, one row a job, and back: what is shipped beside a study file.
 
-    arm, design, level/<factor>..., seed, job_id, state, error, attempts, commit, core, <reading>...
+    arm, design, level/<factor or range>..., seed, job_id, state, error, attempts, commit, core,
+    <reading>...
 
 A table ranks and reports as its ledger does, without data, weights or training, so that a reader
 can check every number that was concluded from. Pure but for the core that reads the settings.
@@ -12,12 +13,17 @@ import csv
 import dataclasses
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
+from ablate.adaptive import Tried, tried_of
+from ablate.compare import void_metrics
 from ablate.core import load_core
-from ablate.nouns import Job, Options, Plan, Result, State, Study, StudyError
-from ablate.plan import plan_unread
+from ablate.designs import DESIGNS
+from ablate.nouns import UNSEARCHED, Arm, Job, Options, Plan, Result, State, Study, StudyError
+from ablate.plan import plan_unread, whole
+from ablate.planner import ADAPTIVE
+from ablate.rank import judge
 
 LEVEL = "level/"
 FIXED = ("seed", "job_id", "state", "error", "attempts", "commit", "core")
@@ -31,16 +37,16 @@ def to_table(study: Study, plan: Plan, results: Mapping[str, Result]) -> str:
     A job that several arms come to has one row, under the first. Traces of failures stay in the
     ledger.
     """
-    factors = [factor.name for factor in study.factors]
+    names = _names(study)
     ended = [(job, results[job.id]) for job in plan.jobs if job.id in results]
     metrics = sorted({name for _, result in ended for name in result.metrics})
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["arm", "design", *(LEVEL + name for name in factors), *FIXED, *metrics])
+    writer.writerow(["arm", "design", *(LEVEL + name for name in names), *FIXED, *metrics])
     for job, result in ended:
         fixed = [job.seed, job.id, result.state, result.error or "", result.attempts]
         code = [result.code.get("commit", ""), result.code.get("core", "")]
-        levels = [job.levels[name] for name in factors]
+        levels = [job.levels[name] for name in names]
         readings = [_number(result.metrics.get(name)) for name in metrics]
         writer.writerow([job.arm, job.design, *levels, *fixed, *code, *readings])
     return text.getvalue()
@@ -51,7 +57,8 @@ def from_table(
 ) -> tuple[Plan, dict[str, Result]]:
     """The plan of a study and the results that a table has for it, by job id.
 
-    Seeds are the table's. A job whose arm and seed the table lacks has no result.
+    Seeds are the table's, and so are the arms of designs that follow from results. A job whose arm
+    and seed the table lacks has no result.
 
     Args:
         study: as its file says.
@@ -63,7 +70,7 @@ def from_table(
         StudyError: one line: the table is not of this study, or is malformed.
     """
     rows = list(csv.DictReader(io.StringIO(text)))
-    wanted = {LEVEL + factor.name for factor in study.factors} | set(FIXED)
+    wanted = {LEVEL + name for name in _names(study)} | {"arm", "design", *FIXED}
     if missing := sorted(wanted - set(rows[0] if rows else ())):
         raise StudyError(f"{source}: no column {missing[0]!r}; is it a table of {study.name}?")
     found: dict[tuple[tuple[str, ...], int], Result] = {}
@@ -74,7 +81,8 @@ def from_table(
             raise StudyError(f"{source}: line {number}: {error}") from None
         found[_key(result.levels, study), result.seed] = result
     seeds = tuple(sorted({seed for _, seed in found}))
-    plan = plan_unread(dataclasses.replace(study, seeds=seeds), options)
+    study = dataclasses.replace(study, seeds=seeds)
+    plan = plan_unread(study, options, _followed(study, rows, source))
     jobs: list[Job] = []
     results: dict[str, Result] = {}
     used = set()
@@ -89,18 +97,66 @@ def from_table(
         results[found[key].job_id] = found[key]
         jobs.append(dataclasses.replace(job, id=found[key].job_id))
     if strange := next((key for key in found if key not in used), None):
-        levels = ", ".join(strange[0])
-        raise StudyError(f"{source}: no arm of {study.name} has the levels {levels}")
-    return dataclasses.replace(plan, jobs=jobs), results
+        raise _strange(study, strange[0], source)
+    plan = dataclasses.replace(plan, jobs=jobs)
+    return _walked(study, options, plan, results), results
 
 
-def core_of(study: Study) -> Any:
-    """The core that judges the readings of a table."""
-    return load_core(study.core)
+def _names(study: Study) -> list[str]:
+    """What an arm has a level of: factors, and the ranges of searches."""
+    return [*(factor.name for factor in study.factors), *study.ranges]
 
 
 def _key(levels: Mapping[str, str], study: Study) -> tuple[str, ...]:
-    return tuple(levels.get(factor.name, "") for factor in study.factors)
+    return tuple(levels.get(name, "") for name in _names(study))
+
+
+def _strange(study: Study, levels: tuple[str, ...], source: str) -> StudyError:
+    said = ", ".join(levels)
+    return StudyError(f"{source}: no arm of {study.name} has the levels {said}")
+
+
+def _followed(study: Study, rows: Sequence[Mapping[str, str]], source: str) -> list[Arm]:
+    """The arms that adaptive designs came to, as the rows have them."""
+    adaptive = {design.name for design in study.designs} - set(DESIGNS)
+    arms: dict[tuple[str, ...], Arm] = {}
+    for row in rows:
+        if row["design"] not in adaptive:
+            continue
+        levels = {name: row[LEVEL + name] for name in _names(study)}
+        key = tuple(levels.values())
+        try:
+            values = {p: _value(levels[p]) for p in study.ranges if levels[p] != UNSEARCHED}
+        except ValueError:
+            raise _strange(study, key, source) from None
+        if any(levels[factor.name] not in factor.names for factor in study.factors):
+            raise _strange(study, key, source)
+        arms.setdefault(key, Arm(row["arm"], levels, row["design"], values))
+    return list(arms.values())
+
+
+def _walked(study: Study, options: Options, plan: Plan, results: Mapping[str, Result]) -> Plan:
+    """The plan with the ablation path that the results lead along."""
+    design = next((design for design in study.designs if design.name == "paths"), None)
+    if design is None:
+        return plan
+    gates, _ = judge(load_core(study.core), plan.jobs, results)
+    jobs: dict[tuple[str, ...], list[Job]] = {}
+    for job in plan.jobs:
+        for levels in (job.levels, *(arm.levels for arm in job.also)):
+            jobs.setdefault(_key(levels, study), []).append(job)
+
+    def of(arm: Arm) -> list[Job]:
+        return jobs.get(_key(whole(study, arm).levels, study), [])
+
+    def tried(arm: Arm) -> Tried | None:
+        void = {job.id: void_metrics(study, gates.get(job.id, ())) for job in of(arm)}
+        return tried_of(of(arm), results, void) if of(arm) else None
+
+    found = ADAPTIVE["paths"](study, design, options).propose(tried, 0)
+    labels = tuple(of(arm)[0].arm for arm in found.walked if of(arm))
+    more = (found.more,) if found.more else ()
+    return dataclasses.replace(plan, notes=(*plan.notes, *found.notes), walked=labels, more=more)
 
 
 def _result(row: Mapping[str, Any]) -> Result:
@@ -118,6 +174,14 @@ def _result(row: Mapping[str, Any]) -> Result:
         attempts=int(row["attempts"]),
         code={"commit": row["commit"], "core": row["core"]},
     )
+
+
+def _value(text: str) -> float | int:
+    """The value of a range, of its name."""
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
 
 
 def _number(value: float | None) -> str:

@@ -24,9 +24,10 @@ from scipy import stats as scipy_stats
 
 from ablate import wording
 from ablate.conclude import rank_study
+from ablate.core import load_core
 from ablate.nouns import Options, Plan, Result, Study
 from ablate.rank import Ranking
-from ablate.shipped import LEVEL, core_of, from_table
+from ablate.shipped import LEVEL, from_table
 from ablate.stats import Effect, t_interval
 from ablate.study import load_study
 
@@ -74,7 +75,7 @@ def shipped(name: str) -> Shipped:
     options = Options(sets=source.sets)
     study = load_study(str(ROOT / "studies" / f"{source.study}.yaml"), options)
     plan, results = from_table(study, options, path.read_text(), path.name)
-    ranking = rank_study(study, plan, core_of(study), results)
+    ranking = rank_study(study, plan, load_core(study.core), results)
     names = [LEVEL + factor.name for factor in study.factors]
     frame = pd.read_csv(path, dtype=dict.fromkeys(["arm", "error", "commit", *names], str))
     return Shipped(study, plan, results, ranking, frame)

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from ablate.cli import main
+from tests.ablate.test_adaptive import FACTORS, go, write
 from tests.ablate.test_cli import out, recorded_out, run, study
 
 __all__ = ["out", "recorded_out", "study"]
@@ -87,6 +88,53 @@ def test_jobs_without_a_row_are_missing(
     table.write_text("".join(lines[:-1]))
     shipped = ranking(capsys, study, "--from", str(table), "--out", str(tmp_path))
     assert sorted(len(arm["seeds"]) for arm in shipped["ranking"]) == [2, 3, 3, 3]
+
+
+RANGES = {"lr": {"low": 0.1, "high": 2.0, "log": True}, "steps": {"low": 2, "high": 6}}
+SEARCH = {"trials": 12, "startup": 3, "objective": "final/loss", "ranges": RANGES}
+FOLLOWED: dict[str, dict[str, Any]] = {
+    "paths": {"design": {"paths": {"reading": "final/loss"}}},
+    "search": {
+        "design": [{"one_at_a_time": {}}, {"search": SEARCH}],
+        "factors": {"noise": FACTORS["noise"]},
+        "seeds": [0],
+    },
+}
+
+
+@pytest.mark.parametrize("design", list(FOLLOWED))
+def test_a_design_that_follows_results_ranks_from_its_table(
+    design: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out, csv = write(tmp_path, **FOLLOWED[design]), tmp_path / "out", tmp_path / "toy.csv"
+    go(file, out)
+    assert main(["export", "table", str(file), str(csv), "--out", str(out)]) == 0
+    assert design in set(pd.read_csv(csv).design)
+    ledger = ranking(capsys, str(file), "--out", str(out))
+    shipped = ranking(capsys, str(file), "--from", str(csv), "--out", str(tmp_path / "elsewhere"))
+    for key in ("ranking", "effects"):
+        assert shipped[key] == rounded(ledger[key])
+    ends = [
+        {one["parameter"]: one["value"] for one in own["importances"]} for own in (ledger, shipped)
+    ]
+    assert ends[1] == pytest.approx(ends[0], abs=0.03)  # a forest feels the seventh digit
+    assert bool(ends[0]) == (design == "search")
+    rates = {arm["levels"].get("lr") for arm in shipped["ranking"]}
+    assert len(rates) == (2 if design == "paths" else 13)  # twelve points, and "base"
+    if design == "paths":
+        assert "along the path" in {effect["kind"] for effect in shipped["effects"]}
+        assert shipped["notes"] == ledger["notes"]
+
+
+@pytest.mark.parametrize("value", ["fast", ""])
+def test_a_range_that_is_no_number_is_no_arm(
+    value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, csv = write(tmp_path, **FOLLOWED["search"]), tmp_path / "t.csv"
+    head = HEADED.replace("level/lr,level/noise", "level/noise,level/lr,level/steps")
+    csv.write_text(head + f"a,search,much,{value},3,0,j,done,,1,,,0.5\n")
+    assert main(["rank", str(file), "--from", str(csv), "--out", str(tmp_path)]) == 2
+    assert f"no arm of toy@t has the levels much, {value}, 3" in capsys.readouterr().err
 
 
 def rounded(value: Any) -> Any:
