@@ -169,7 +169,11 @@ def _study(path: Path, entries: Entries, options: Options) -> Study:
     criteria = schema.read_criteria(entries.get("criteria"), core.criteria())
     designs = schema.read_designs(entries["design"], levels, [c.name for c in criteria])
     for design in designs:
-        _refuse_ranges(entries["design"], core, base, factors, design.options.get("ranges", {}))
+        ranges = design.options.get("ranges", {})
+        _refuse_ranges(entries["design"], core, base, factors, ranges)
+        if both := sorted(set(ranges) & set(laid)):
+            own = ranges[both[0]]
+            raise _varied(both[0], "the search", f"{own['low']} to {own['high']}")
     zipped = schema.read_zipped(entries.get("zip"), levels)
     try:
         axes_of(factors, zipped)
@@ -231,14 +235,14 @@ def _refuse_varied(core: Core, base: Settings, factors: Sequence[Factor], laid: 
             values = []
             for level in factor.levels:
                 if path in level.settings:
-                    raise _varied(path, factor)
+                    raise _varied(path, f"the factor {factor.name}", ", ".join(factor.names))
                 try:
                     config = core.build({**base, **level.settings})
                     values.append(core.settings(config).get(path))
                 except CoreError:  # `plan` says what is wrong with it
                     continue
             if any(value != values[0] for value in values):
-                raise _varied(path, factor)
+                raise _varied(path, f"the factor {factor.name}", ", ".join(factor.names))
 
 
 def _refuse_ranges(
@@ -263,10 +267,10 @@ def _refuse_ranges(
             raise entry.error(f"{place}: {refusals[0]}")
 
 
-def _varied(path: str, factor: Factor) -> StudyError:
+def _varied(path: str, by: str, values: str) -> StudyError:
     return StudyError(
-        f"{path}: given by an option, but the factor {factor.name} varies it "
-        f"({', '.join(factor.names)}); give what no factor varies, or edit the study"
+        f"{path}: given by an option, but {by} varies it ({values}); give what the study does not "
+        "vary, or edit the study"
     )
 
 

@@ -234,6 +234,12 @@ def test_a_search_is_kept_as_it_was_read(tmp_path: Path) -> None:
     assert Planner(found, Options(out=tmp_path / "out")).plan().jobs == []
 
 
+def test_an_option_over_a_searched_setting_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="lr: given by an option, but the search varies it") as c:
+        load_study(str(study(tmp_path)), Options(sets=("scale=0.5 lr=0.2",)))
+    assert "(0.01 to 3.0)" in str(c.value)
+
+
 def test_a_suggestion_that_cannot_be_kept_ends_no_running_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
