@@ -53,7 +53,7 @@ def plan_unread(study: Study, options: Options, followed: Iterable[Arm] = ()) ->
     core = load_core(study.core)
     arms = [*arms_of(study), *followed]
     configs = [config_of(core, study, arm, options) for arm in arms]
-    refuse_unused(core, study, arms, arms)
+    refuse_unused(core, study, arms, arms or [Arm("base", study.base_levels)])
     made: list[Made] = [(arm, config, {}, {}) for arm, config in zip(arms, configs, strict=True)]
     return Plan(jobs_of(core, study, made), notes_of(study))
 

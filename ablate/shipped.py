@@ -17,12 +17,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from ablate.adaptive import Tried, tried_of
+from ablate.adaptive_designs import ADAPTIVE, allowed
 from ablate.compare import void_metrics
 from ablate.core import load_core
 from ablate.designs import DESIGNS
 from ablate.nouns import UNSEARCHED, Arm, Job, Options, Plan, Result, State, Study, StudyError
-from ablate.plan import plan_unread, whole
-from ablate.planner import ADAPTIVE
+from ablate.plan import config_of, plan_unread, whole
 from ablate.rank import judge
 
 LEVEL = "level/"
@@ -135,6 +135,23 @@ def _followed(study: Study, rows: Sequence[Mapping[str, str]], source: str) -> l
     return list(arms.values())
 
 
+@dataclasses.dataclass
+class _Asking:
+    """Whom a design is made for that has been run elsewhere (`ablate.adaptive_designs.Asking`)."""
+
+    study: Study
+    options: Options
+
+    def possible(self, arm: Arm) -> bool:
+        """Whether an arm could be run, as far as settings tell."""
+        arm = whole(self.study, arm)
+        try:
+            config_of(load_core(self.study.core), self.study, arm, self.options)
+        except StudyError:
+            return False
+        return allowed(self.study, arm)
+
+
 def _walked(study: Study, options: Options, plan: Plan, results: Mapping[str, Result]) -> Plan:
     """The plan with the ablation path that the results lead along."""
     design = next((design for design in study.designs if design.name == "paths"), None)
@@ -153,7 +170,8 @@ def _walked(study: Study, options: Options, plan: Plan, results: Mapping[str, Re
         void = {job.id: void_metrics(study, gates.get(job.id, ())) for job in of(arm)}
         return tried_of(of(arm), results, void) if of(arm) else None
 
-    found = ADAPTIVE["paths"](study, design, options).propose(tried, 0)
+    asking = _Asking(study, options)
+    found = ADAPTIVE["paths"](asking, design.name, design).propose(tried, 0)
     labels = tuple(of(arm)[0].arm for arm in found.walked if of(arm))
     more = (found.more,) if found.more else ()
     return dataclasses.replace(plan, notes=(*plan.notes, *found.notes), walked=labels, more=more)

@@ -126,13 +126,15 @@ def test_a_design_that_follows_results_ranks_from_its_table(
         assert shipped["notes"] == ledger["notes"]
 
 
-@pytest.mark.parametrize("value", ["fast", ""])
-def test_a_range_that_is_no_number_is_no_arm(
-    value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("design", "value"), [("search", "fast"), ("search", ""), ("factorial", "0.2")]
+)
+def test_an_arm_that_no_search_comes_to_is_refused(
+    design: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, csv = write(tmp_path, **FOLLOWED["search"]), tmp_path / "t.csv"
     head = HEADED.replace("level/lr,level/noise", "level/noise,level/lr,level/steps")
-    csv.write_text(head + f"a,search,much,{value},3,0,j,done,,1,,,0.5\n")
+    csv.write_text(head + f"a,{design},much,{value},3,0,j,done,,1,,,0.5\n")
     assert main(["rank", str(file), "--from", str(csv), "--out", str(tmp_path)]) == 2
     assert f"no arm of toy@t has the levels much, {value}, 3" in capsys.readouterr().err
 
