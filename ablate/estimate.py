@@ -119,12 +119,15 @@ def estimate(
 def ended_like(
     jobs: Iterable[Job], results: Mapping[str, Result], counts: Any
 ) -> dict[Shape, tuple[float, float | None]]:
-    """Mean seconds and largest memory of done jobs by shape, of the results that `counts`."""
+    """Mean seconds and largest memory of done jobs by shape, of the results that `counts`.
+
+    Jobs that ended early say nothing of how long a whole one takes.
+    """
     seconds: dict[Shape, list[float]] = {}
     memory: dict[Shape, float] = {}
     for job in jobs:
         result = results.get(job.id)
-        if result is None or result.state != "done" or not counts(result):
+        if result is None or result.state != "done" or result.early or not counts(result):
             continue
         took = result.metrics.get("cost/seconds", math.nan)
         if took > 0:

@@ -199,7 +199,7 @@ class Study:
         """Whether a result in the ledger is one of this study, so that its job need not run."""
         if result.state == "pruned":
             return self.pruning is not None and result.pruned_by == self.pruning.said
-        if result.state == "done" and EARLY in result.metrics:
+        if result.state == "done" and result.early:
             return self.stop_when_passed and all(
                 result.metrics.get(condition.metric, math.nan) < condition.threshold
                 for criterion in self.criteria
@@ -320,3 +320,8 @@ class Result:
     traceback: str | None = None
     pruned_by: str = ""
     """The rule that ended it (`Pruning.said`): to a study without it, the job is unfinished."""
+
+    @property
+    def early(self) -> bool:
+        """Whether it ended before its last step, because all criteria held."""
+        return EARLY in self.metrics

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ablate.arm import RankedArm, arm_json, read_arm
 from ablate.compare import LevelCount, compare
-from ablate.nouns import Finding, Gate, Job, Result, Study
+from ablate.nouns import EARLY, Finding, Gate, Job, Result, Study
 from ablate.stats import Effect, pareto_front
 
 if TYPE_CHECKING:
@@ -211,6 +211,12 @@ def _notes(
         notes.append(
             "pruned arms have no rank, and effects are of the jobs that were let finish: pruning "
             "takes the balance out of a grid"
+        )
+    if early := sorted(int(r.metrics[EARLY]) for r in own if r.early):
+        span = f"step {early[0]}" + (f" to {early[-1]}" if early[-1] > early[0] else "")
+        notes.append(
+            f"{len(early)} of {len(jobs)} jobs ended early, at {span}, where all criteria held: "
+            "effects are of runs of unequal lengths"
         )
     if missing := len(jobs) - len(own):
         notes.append(f"{missing} of {len(jobs)} jobs have not ended")

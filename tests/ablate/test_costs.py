@@ -14,7 +14,7 @@ from ablate import costs
 from ablate.cli import main
 from ablate.costs import CostCache, probe
 from ablate.estimate import estimate, makespan
-from ablate.nouns import Cost, Job, Result, Workload
+from ablate.nouns import EARLY, Cost, Job, Result, Workload
 from ablate.progress import shape
 from tests.ablate.toys import toy_job
 
@@ -51,6 +51,13 @@ class TestEstimate:
         found = estimate(jobs, ends, known, HERE, 2)
         assert (found.to_run, found.workers, found.seconds) == (1, 1, 50.0)
         assert found.memory_mb == 300.0
+
+    def test_a_job_that_ended_early_is_no_measure(self) -> None:
+        jobs = [job("a"), job("b"), job("c")]
+        early = result("b", 4.0)
+        early = replace(early, metrics={**early.metrics, EARLY: 100.0})
+        found = estimate(jobs, {"a": result("a", 40.0), "b": early}, {}, HERE, 1)
+        assert (found.to_run, found.seconds) == (1, 40.0)
 
     def test_a_probe_here_comes_before_jobs_of_another_machine(self) -> None:
         jobs = [job("a"), job("b")]

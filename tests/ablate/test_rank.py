@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from ablate.nouns import Arm, Design, Factor, Gate, Job, Level, Result
+from ablate.nouns import EARLY, Arm, Design, Factor, Gate, Job, Level, Result
 from ablate.rank import Ranking, judge, rank
 from tests.ablate import synthetic
 
@@ -131,6 +131,19 @@ def test_an_arm_without_an_ended_job_has_no_rank():
     ranking = ranked({"b": whole(), "a": whole(px=50.0)}, states=states)
     assert [(arm.arm, arm.rank) for arm in ranking.arms] == [("a", 1), ("b", None)]
     assert "3 of 6 jobs have not ended" in ranking.notes
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        ([200.0, 100.0, 300.0], "3 of 6 jobs ended early, at step 100 to 300, where all"),
+        ([200.0, 200.0, 200.0], "3 of 6 jobs ended early, at step 200, where all"),
+    ],
+)
+def test_runs_of_unequal_lengths_are_said_to_be(steps, said):
+    ranking = ranked({"early": whole() | {EARLY: steps}, "last": whole(px=50.0)})
+    assert [note for note in ranking.notes if note.startswith(said)]
+    assert not any("early" in note for note in ranked({"last": whole()}).notes)
 
 
 def test_memorising_stands_in_the_notes():
