@@ -91,7 +91,7 @@ class RankedArm:
     """One configuration over its seeds."""
 
     rank: int | None
-    """None: none of its jobs has ended yet."""
+    """None: none of its jobs has ended yet, or one was pruned."""
     arm: str
     design: str
     levels: Mapping[str, str]
