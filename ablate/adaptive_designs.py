@@ -43,6 +43,11 @@ def numbered(designs: Iterable[Design]) -> list[tuple[str, Design]]:
     return found
 
 
+def follows(study: Study) -> bool:
+    """Whether any of a study's arms follow from results."""
+    return any(design.name in ADAPTIVE for design in study.designs)
+
+
 def allowed(study: Study, arm: Arm) -> bool:
     """Whether `exclude` and `only` let an arm be."""
     return bool(constrained([arm], study.exclude, study.only))

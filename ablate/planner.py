@@ -66,7 +66,7 @@ class Planner:
         Raises:
             StudyError: one line: a setting, design or data set that cannot be.
         """
-        find = results or self._in_ledger
+        find = results or (lambda job_id: self._ledger.accepted(job_id, self.study))
         arms = dict(self._fixed)
         labels = {arm.label for arm in arms.values()}
         notes, more = list(notes_of(self.study)), []
@@ -88,10 +88,6 @@ class Planner:
             more += [proposal.more] if proposal.more else []
         jobs = once((arm, self._jobs_of(arm)) for arm in arms.values())
         return Plan(jobs, tuple(notes), tuple(walked), tuple(more))
-
-    def _in_ledger(self, job_id: str) -> Result | None:
-        result = self._ledger.result(job_id)
-        return result if result is not None and self.study.accepts(result) else None
 
     def _tried(self, find: Results, arm: Arm) -> Tried | None:
         """What became of an arm over all its seeds; one that cannot be has failed."""

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ablate.adaptive_designs import follows
 from ablate.core import Core, CoreError, load_core
 from ablate.display import Display
 from ablate.engines import Engine, Notice, Outcome, Place, Task, engine_class, make_engine
@@ -169,6 +170,7 @@ class _Coordinator:
     def run(self, begin: float) -> RunSummary:
         self.core: Core = load_core(self.study.core)
         self.code = describe_code(self.study.core)
+        self.plan = self._replanned()
         self.jobs = {job.id: job for job in self.plan.jobs}
         results = {job_id: self.ledger.accepted(job_id, self.study) for job_id in self.jobs}
         ended = {job_id: result for job_id, result in results.items() if result is not None}
@@ -201,6 +203,16 @@ class _Coordinator:
             self.stop.asked and bool(missing or self.plan.more),
             time.monotonic() - begin,
         )
+
+    def _replanned(self) -> Plan:
+        """The plan; of adaptive designs, without what follows from results that are made again."""
+        if self.grow is None or not follows(self.study):
+            self.grow = None
+            return self.plan
+        results = {job.id: self.ledger.accepted(job.id, self.study) for job in self.plan.jobs}
+        found = {job_id: result for job_id, result in results.items() if result is not None}
+        kept = {job_id: result for job_id, result in found.items() if not self._due(result)}
+        return self.plan if len(kept) == len(found) else self.grow(kept, 0)
 
     def _keep_study(self) -> None:
         """Write the study as it was resolved beside its answers."""
@@ -294,7 +306,7 @@ class _Coordinator:
 
     def _ask(self, engine: Engine) -> None:
         """Take the jobs that adaptive designs made of what has ended since they were asked."""
-        while self.news and self.grow is not None and self.plan.more and not self.stop.asked:
+        while self.news and self.grow is not None and not self.stop.asked:
             self.news = False
             slots = max(engine.workers, 1) - len(self.waiting) - engine.pending()
             self.plan = self.grow(self.progress.results, max(slots, 0))

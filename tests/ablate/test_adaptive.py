@@ -23,6 +23,7 @@ from ablate.paths import Paths, path
 from ablate.planner import Planner
 from ablate.reader import load_study, resolved
 from ablate.run import RunOptions, RunSummary, run
+from tests.ablate import toy_core
 from tests.ablate.toys import Heard, numbers, starts, toy_job
 
 FACTORS = {
@@ -153,6 +154,26 @@ def test_pool_and_inline_walk_the_same_path(tmp_path: Path) -> None:
     two, *_ = go(file, tmp_path / "two", engine="pool", workers=2)
     assert one == two
     assert numbers(tmp_path / "one", one.jobs) == numbers(tmp_path / "two", two.jobs)
+
+
+@pytest.mark.parametrize("again", ["retry_failed", "rerun"])
+def test_what_is_made_again_is_gone_by_and_what_it_replaces_is_not(
+    tmp_path: Path, again: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first time the rate's arms fail, so that the path makes that change last."""
+    fault = {"fault": "raise" if again == "retry_failed" else "diverge", "fault_step": 2}
+    lr = {"low": {"lr": 0.1}, "high": {"lr": 1.0, **fault}}
+    file, out = write(tmp_path, factors=FACTORS | {"lr": lr}, attempts=1), tmp_path / "out"
+    plan, summary, _ = go(file, out)
+    assert plan.walked[-1] == "+noise +scale +lr"
+    monkeypatch.setattr(toy_core, "strike", lambda *fault: None)
+    if again == "rerun":
+        monkeypatch.setattr("ablate.run.describe_code", lambda core: {"core": "new"})
+    plan, summary, _ = go(file, out, **{again: True})
+    assert plan.walked[1] == "+lr"
+    assert plan == replayed(file, out)
+    assert summary.missing == ()
+    assert {summary.results[job.id].state for job in plan.jobs} == {"done"}
 
 
 def test_more_seeds_run_the_new_jobs_only(tmp_path: Path) -> None:
