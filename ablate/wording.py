@@ -56,7 +56,10 @@ def measured(value: Interval | None) -> str:
         return "-"
     if value.high is None:
         return number(value.mean)
-    return f"{number(value.mean)} ±{number(value.high - value.mean, 2)}"
+    half = value.high - value.mean
+    if half < 1e-9 * abs(value.mean):  # the seeds agree; what is left is the mean's rounding
+        half = 0.0
+    return f"{number(value.mean)} ±{number(half, 2)}"
 
 
 def name(metric: str) -> str:
