@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ablate.anova import Term
     from ablate.margins import Interaction
 
+CROSSED = {"factorial", "fractional"}
+"""Designs whose arms a linear model of the factors can be fitted to."""
 LOSSES_APART = "tokenizers differ: raw losses are not comparable"
 
 
@@ -72,14 +74,14 @@ def compare(
     effects += path_effects(frame, levels, walked, metrics, study.zipped)
     if best is not None:
         effects += contrasts(frame, levels, best, metrics, "leave one out", study.zipped)
-    if designs & {"factorial", "fractional"}:
+    if designs & CROSSED:
         from ablate import anova, margins  # statsmodels takes over a second to import
 
-        factors, start = _crossed(study, frame)
+        factors, start, crossed = _crossed(study, frame)
         for metric in metrics:
-            fitted = anova.fit(frame, factors, metric)
-            effects += margins.main_effects(frame, factors, start, metric, fitted)
-            terms = anova.variance(frame, factors, metric, fitted)
+            fitted = anova.fit(crossed, factors, metric)
+            effects += margins.main_effects(crossed, factors, start, metric, fitted)
+            terms = anova.variance(crossed, factors, metric, fitted)
             interactions += margins.interactions(fitted, terms, start)
             variance += terms
     return Comparison(
@@ -107,16 +109,26 @@ def void_metrics(study: Study, gates: Iterable[Gate]) -> set[str]:
     return {k.metric for c in study.criteria if c.name in failed for k in c.conditions}
 
 
-def _crossed(study: Study, frame: pd.DataFrame) -> tuple[list[str], dict[str, str]]:
-    """The factors of a linear model and their base levels; those that vary together are one."""
+def _crossed(study: Study, frame: pd.DataFrame) -> tuple[list[str], dict[str, str], pd.DataFrame]:
+    """The factors of a linear model, their base levels and the jobs that it is of.
+
+    It is of the factors that a design crosses. What differs from the base in another (a baseline
+    that a list names) is left out: its one combination would make the averages of all unknowable.
+    Factors that vary together are one.
+    """
     start = study.base_levels
-    alone = [f.name for f in study.factors if not any(f.name in g for g in study.zipped)]
-    for group in study.zipped:
+    axes = [[f.name] for f in study.factors if not any(f.name in g for g in study.zipped)]
+    axes += map(list, study.zipped)
+    asked = [set(d.options.get("factors") or ()) for d in study.designs if d.name in CROSSED]
+    varied = [axis for axis in axes if any(not own or own & set(axis) for own in asked)]
+    for factor in {f.name for f in study.factors}.difference(*varied):
+        frame = frame[frame[FACTOR + factor] == start[factor]]
+    frame = frame.copy()
+    for group in (axis for axis in varied if len(axis) > 1):
         name = "+".join(group)
         frame[FACTOR + name] = frame[[FACTOR + f for f in group]].agg("+".join, axis=1)
         start[name] = "+".join(start[f] for f in group)
-        alone.append(name)
-    return alone, start
+    return ["+".join(axis) for axis in varied], start, frame
 
 
 def _levels(jobs: Iterable[Job]) -> dict[str, Mapping[str, str]]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from ablate.nouns import EARLY, Arm, Design, Factor, Gate, Job, Level, Result
+from ablate.nouns import EARLY, Arm, Design, Factor, Gate, Job, Level, Plan, Result
 from ablate.rank import Ranking, judge, rank
 from tests.ablate import synthetic
 
@@ -203,6 +203,22 @@ def test_a_factorial_gets_main_effects_and_variance_shares():
     assert shares["mode"] < 0.01
     kinds = {effect.kind for effect in ranking.effects}
     assert kinds == {"main effect"}
+
+
+def test_a_baseline_beside_a_factorial_leaves_its_averages_alone():
+    crossing = Design("factorial", {"factors": ("tokens", "lr")})
+    baseline = Design("list", {"arms": {"all": {}}})
+    study = synthetic.study(designs=(crossing, baseline))
+    jobs = synthetic.plan(study).jobs
+    crossed = [job for job in jobs if job.levels["mode"] == "absolute"]
+    alone = rank(synthetic.study(designs=(crossing,)), crossed, synthetic.results(Plan(crossed)))
+    beside = [*crossed, *(job for job in jobs if job.arm == "all")]
+    both = rank(study, beside, synthetic.results(Plan(beside)))
+    averages = [e for e in both.effects if e.kind == "main effect"]
+    assert averages == [e for e in alone.effects if e.kind == "main effect"]
+    assert {e.factor for e in averages} == {"tokens", "lr"}
+    assert all(e.estimate is not None for e in averages if e.metric == "final/px_error")
+    assert both.variance == alone.variance
 
 
 def test_arms_with_the_same_runs_are_both_named():
