@@ -311,7 +311,7 @@ def test_everything_is_in_mlflow(
     out = recorded_out
     assert run(study, out) == 0
     assert "MLflow cannot" not in capsys.readouterr().err
-    from ablate.record import connect
+    from ablate.tracking import connect
 
     client = connect(Path(out))
     experiment = client.get_experiment_by_name("toy")

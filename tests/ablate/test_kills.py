@@ -146,7 +146,7 @@ def disturb(out: Path, n: int, victim: Victim, dice: random.Random) -> bool:
 CONNECT = """
 import sys
 from pathlib import Path
-from ablate.record import connect
+from ablate.tracking import connect
 print(len(connect(Path(sys.argv[1])).search_experiments()))
 """
 
@@ -194,7 +194,7 @@ def test_a_recorded_study_endures(tmp_path: Path, seed: int) -> None:
 
 def check_record(out: Path, plan: Plan) -> None:
     """One finished run a job with its whole history, and nothing left RUNNING."""
-    from ablate.record import connect
+    from ablate.tracking import connect
 
     client = connect(out)
     experiment = client.get_experiment_by_name("toy")

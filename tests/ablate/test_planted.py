@@ -141,7 +141,7 @@ def rows_of_the_page(page: str) -> Iterator[tuple[str, list[str]]]:
 def test_terminal_report_and_mlflow_tell_the_same_numbers(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     answer = ran(tmp_path, "[one_at_a_time, leave_one_out]", capsys)
-    from ablate.record import connect
+    from ablate.tracking import connect
 
     assert main(["rank", answer.path, "--out", str(answer.out)]) == 0
     ranked = capsys.readouterr().out

@@ -16,7 +16,8 @@ from ablate.attachments import lay_out
 from ablate.ledger import Ledger
 from ablate.nouns import UNSEARCHED, Design, Job, Plan, Pruning, Study
 from ablate.rank import Ranking, judge, rank
-from ablate.record import Recorder, connect, rebuild
+from ablate.record import Recorder, rebuild
+from ablate.tracking import connect
 from ablate.wording import number
 from tests.ablate import synthetic
 

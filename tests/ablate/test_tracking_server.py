@@ -16,7 +16,8 @@ import pytest
 
 from ablate.nouns import Plan
 from ablate.rank import rank
-from ablate.record import Recorder, connect, rebuild
+from ablate.record import Recorder, rebuild
+from ablate.tracking import connect
 from tests.ablate import synthetic
 
 pytestmark = [
