@@ -61,36 +61,38 @@ class Interaction:
     joint: tuple[Joint, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Grid:
-    """Every combination of levels once: averaging its predictions weighs levels evenly."""
+def even_means(fitted: Fit, named: Sequence[Mapping[str, str]]) -> np.ndarray:
+    """The weights of the coefficients in means over every combination of levels, each once.
 
-    labels: dict[str, np.ndarray]
-    """by column of the formula"""
-    exog: np.ndarray
+    Columns add up to 0 over the levels of a factor (`Sum`), so that in a mean over all its levels
+    those of its terms are 0: a row needs no more than the levels that are named.
 
-    @classmethod
-    def of(cls, fitted: Fit) -> _Grid:
-        import numpy as np
-        from patsy.build import build_design_matrices
+    Args:
+        fitted: the model.
+        named: for each mean, the levels that it keeps, by column of the formula.
 
-        names = [*fitted.columns.values(), "seed"]
-        levels = [sorted(fitted.data[name].unique()) for name in names]
-        columns = zip(*itertools.product(*levels), strict=True)
-        grid = {name: np.array(column) for name, column in zip(names, columns, strict=True)}
-        info = fitted.model.model.data.model_spec
-        return cls(grid, np.asarray(build_design_matrices([info], grid)[0]))
+    Returns:
+        (len(named), coefficients)
+    """
+    import numpy as np
+    from patsy.build import build_design_matrices
 
-    def mean(self, **levels: str) -> np.ndarray:
-        """The weights of the coefficients in the mean over what has these levels."""
-        import numpy as np
+    info = fitted.model.model.data.model_spec
+    columns = [*fitted.columns.values(), "seed"]
+    first = {column: fitted.data[column].iloc[0] for column in columns}
+    rows = {column: np.array([own.get(column, first[column]) for own in named]) for column in first}
+    weights = np.array(build_design_matrices([info], rows)[0])
+    codes = {f"C({column}, Sum)": column for column in columns}
+    for term, place in info.term_slices.items():
+        own = {codes[factor.code] for factor in term.factors}
+        weights[[not own <= levels.keys() for levels in named], place] = 0.0
+    return weights
 
-        own = np.logical_and.reduce([self.labels[name] == level for name, level in levels.items()])
-        return self.exog[own].mean(0)
 
-    def base(self, column: str, wanted: str | None) -> str:
-        labels = self.labels[column]
-        return wanted if wanted is not None and wanted in labels else str(labels[0])
+def _base(fitted: Fit, factor: str, base: Mapping[str, str]) -> str:
+    """The level that others are compared with: the base's, where any job has it."""
+    levels = sorted(map(str, fitted.data[fitted.columns[factor]].unique()))
+    return base[factor] if base.get(factor) in levels else levels[0]
 
 
 def _tested(fitted: Fit, contrast: np.ndarray) -> dict[str, float]:
@@ -129,16 +131,15 @@ def interactions(
 
 def joint_effects(fitted: Fit, factor: str, other: str, base: Mapping[str, str]) -> list[Joint]:
     """For each two levels that are not the base's: how far they are from doing their work apart."""
-    grid = _Grid.of(fitted)
     a, b = fitted.columns[factor], fitted.columns[other]
-    start, begin = grid.base(a, base.get(factor)), grid.base(b, base.get(other))
+    start, begin = _base(fitted, factor, base), _base(fitted, other, base)
+    pairs = list(itertools.product(dict.fromkeys(fitted.data[a]), dict.fromkeys(fitted.data[b])))
+    mean = dict(zip(pairs, even_means(fitted, [{a: x, b: y} for x, y in pairs]), strict=True))
     found = []
-    for level, second in itertools.product(
-        dict.fromkeys(fitted.data[a]), dict.fromkeys(fitted.data[b])
-    ):
+    for level, second in pairs:
         if level != start and second != begin:
-            together = grid.mean(**{a: level, b: second}) - grid.mean(**{a: start, b: second})
-            apart = grid.mean(**{a: level, b: begin}) - grid.mean(**{a: start, b: begin})
+            together = mean[level, second] - mean[start, second]
+            apart = mean[level, begin] - mean[start, begin]
             tested = _tested(fitted, together - apart)
             found.append(Joint(level, start, second, begin, fitted.scale, **tested))
     return found
@@ -158,18 +159,18 @@ def main_effects(
     fitted = fitted or fit(frame, factors, metric)
     if fitted is None:
         return _untestable(frame, factors, base, metric)
-    grid = _Grid.of(fitted)
+    levels = [(c, x) for c in fitted.columns.values() for x in dict.fromkeys(fitted.data[c])]
+    mean = dict(zip(levels, even_means(fitted, [{c: x} for c, x in levels]), strict=True))
     effects: list[Effect] = []
     for factor, column in fitted.columns.items():
-        against = grid.base(column, base[factor])
+        against = _base(fitted, factor, base)
         aliases = fitted.aliases.get(factor, ())
         for level in dict.fromkeys(fitted.data[column]):
             if level == against:
                 continue
             of_level = frame[FACTOR + factor].isin([level, against])
             n = int(fitted.data[column].isin([level, against]).sum())
-            contrast = grid.mean(**{column: level}) - grid.mean(**{column: against})
-            tested: dict[str, Any] = _tested(fitted, contrast)
+            tested: dict[str, Any] = _tested(fitted, mean[column, level] - mean[column, against])
             notes = [f"cannot be told from {', '.join(aliases)}"] if aliases else []
             if alone := [x for x in (level, against) if (fitted.data[column] == x).sum() == 1]:
                 # the others' noise says nothing of it: converged jobs may agree to the last bit

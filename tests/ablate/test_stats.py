@@ -301,6 +301,45 @@ def test_an_interaction_shows_its_cells():
     assert sum(cell.n for cell in pair.cells) == len(frame)
 
 
+def test_a_mean_over_every_combination_needs_none_of_them():
+    """The same weights as the average of the model's rows over the whole grid."""
+    from patsy.build import build_design_matrices
+
+    rng = np.random.default_rng(4)
+    grid = list(itertools.product("xyz", "xy", "pqrs", (0, 1)))
+    rows = [
+        {"factor:a": a, "factor:b": b, "factor:c": c, "seed": s, "y": rng.standard_normal()}
+        for a, b, c, s in grid
+        if rng.random() < 0.8  # jobs are lost: the grid's rows are not the data's
+    ]
+    fitted = anova.fit(pd.DataFrame(rows), list("abc"), "y")
+    assert fitted is not None
+    assert "a x c" in fitted.terms.values()
+    *factors, seeds = (np.array([str(v) for v in column]) for column in zip(*grid, strict=True))
+    whole = dict(zip(fitted.columns.values(), factors, strict=True)) | {"seed": seeds}
+    matrix = np.asarray(build_design_matrices([fitted.model.model.data.model_spec], whole)[0])
+    named = [{"f0": "z"}, {"f2": "q"}, {"f0": "y", "f2": "s"}, {}]
+    for levels, found in zip(named, margins.even_means(fitted, named), strict=True):
+        kept = np.array(
+            [all(whole[f][i] == v for f, v in levels.items()) for i in range(len(grid))]
+        )
+        np.testing.assert_allclose(found, matrix[kept].mean(0), atol=1e-12)
+
+
+def test_a_fraction_of_many_factors_is_not_spread_out():
+    """20 factors: their grid has a million combinations."""
+    names = [f"f{index}" for index in range(20)]
+    rng = np.random.default_rng(6)
+    rows = []
+    for _ in range(64):
+        levels = {name: str(rng.choice(["-", "+"])) for name in names}
+        y = 3.0 * (levels["f7"] == "+") + 0.01 * rng.standard_normal()
+        rows.append({"seed": 0, "y": y, **{f"factor:{n}": v for n, v in levels.items()}})
+    effects = margins.main_effects(pd.DataFrame(rows), names, dict.fromkeys(names, "-"), "y")
+    assert [effect.factor for effect in effects if effect.clear] == ["f7"]
+    assert effects[7].estimate == pytest.approx(3.0, abs=0.05)
+
+
 def test_intervals_are_statsmodels_own():
     from statsmodels.stats.weightstats import DescrStatsW
 
