@@ -255,7 +255,7 @@ def _winner(ended: Sequence[RankedArm]) -> str:
     whole = [arm for arm in ended if total and arm.count("passed") == total]
     if whole:
         verb = "meets" if len(whole) == 1 else "meet"
-        return f"{_join(arm.arm for arm in whole)} {verb} all {total} criteria."
+        return f"{_join(map(_marked, whole))} {verb} all {total} criteria."
     best = ended[0]
     by_verdict: dict[Verdict, list[str]] = {}
     for criterion in best.criteria:
@@ -271,6 +271,12 @@ def _winner(ended: Sequence[RankedArm]) -> str:
         link = ", but " if part.startswith(VERBS["failed"]) else ", "
         said += link + part
     return f"{sure} all {total} criteria. The first, {best.arm}, {said}."
+
+
+def _marked(arm: RankedArm) -> str:
+    """An arm with what qualifies its readings: `all (memorises)`."""
+    words = ", ".join(gate_word(gate) for gate in arm.gates if gate.verdict == "failed")
+    return f"{arm.arm} ({words})" if words else arm.arm
 
 
 def _gates(ended: Sequence[RankedArm]) -> list[str]:

@@ -64,21 +64,17 @@ def measure(config: TrainConfig, cache: Path) -> Cost:
 
 def _few(config: TrainConfig) -> dict[str, Any]:
     """Say which settings the short job has otherwise, but for its steps."""
-    data, batch = config.data, config.batch
+    splits, batch = make_splits(config.data), config.batch
     wanted = max(TRAINED, batch.images * batch.accumulate)
     return {
-        "data.train_images": _at_most(wanted, data.train_images),
-        "data.val_images": _at_most(HELD_OUT, data.val_images),
-        "data.test_images": _at_most(HELD_OUT, data.test_images),
+        "data.train_images": min(wanted, len(splits.train)),
+        "data.val_images": min(HELD_OUT, len(splits.val)),
+        "data.test_images": min(HELD_OUT, len(splits.test)),
         "optim.schedule": "constant",
         "optim.lr": 1e-9,
         "optim.lr_min": 1e-6,  # neutral: without a schedule nothing reads it
         "optim.warmup": 0,
     }
-
-
-def _at_most(limit: int, asked: int | str) -> int:
-    return limit if isinstance(asked, str) else min(limit, asked)
 
 
 def _timed(config: TrainConfig, few: Mapping[str, Any], steps: int, cache: Path) -> Cost:

@@ -132,6 +132,8 @@ def _sees_image(known: Metrics) -> Gate:
     Lanes that stay where they are when the image is swapped are memorised. So are lanes that are
     right on their own image and leave it for nowhere: a strange image breaks a memory without
     replacing it. Only lanes that go to the other image's labels show that the model looks there.
+    Where both images were trained on, that shows only that it tells them apart: then its lanes on
+    images that it was not trained on decide.
     """
     name = "sees_image"
     moved, kept = known.get("final/swap_px"), known.get("final/swap_kept")
@@ -148,7 +150,7 @@ def _sees_image(known: Metrics) -> Gate:
         note = f"memorises: its lanes move {moved:.2g} px when the image is swapped for one whose "
         note += f"lanes lie {apart:.3g} px away"
         return Gate(name, "failed", moved, (), note)
-    if lost := _lost(known):
+    if lost := _lost(known) or _lost_held_out(known):
         return Gate(name, "failed", moved, (), lost)
     note = "its lanes vanish with their image" if moved is None or kept < KEPT else ""
     return Gate(name, "passed", moved, (), note)
@@ -159,8 +161,7 @@ def _lost(known: Metrics) -> str:
 
     Empty when it goes there, when its own lanes are no better placed, or when it was not read.
     """
-    own, stay = known.get("final/px_error"), known.get("final/swap_px_stay")
-    if own is None or stay is None or own > FOLLOWED * stay:
+    if (stay := _stay(known)) is None:
         return ""
     donor, covered = known.get("final/swap_px_donor"), known.get("final/swap_donor_coverage", 0.0)
     if donor is not None and donor <= FOLLOWED * stay and covered >= KEPT:
@@ -168,6 +169,30 @@ def _lost(known: Metrics) -> str:
     where = "writes no lane there" if donor is None else f"is {donor:.3g} px off its lanes"
     note = f"memorises: over another image it {where} (staying put would be {stay:.3g} px off)"
     return note if covered >= KEPT else f"{note}, with {covered:.0%} of their points"
+
+
+def _lost_held_out(known: Metrics) -> str:
+    """Say how far off a model is on images held out, as `_lost` does on an image swapped in.
+
+    The validation images' readings are the last weights'; the test images' stand in for them.
+    """
+    stay = _stay(known)
+    split = next((s for s in ("val", "test") if f"{s}/coverage" in known), None)
+    if stay is None or split is None:
+        return ""
+    px, covered = known.get(f"{split}/px_error"), known[f"{split}/coverage"]
+    if px is not None and px <= FOLLOWED * stay and covered >= KEPT:
+        return ""
+    where = "writes no lane" if px is None else f"is {px:.3g} px off"
+    note = f"memorises: on images held out it {where} "
+    note += f"(another image's lanes would be {stay:.3g} px off)"
+    return note if covered >= KEPT else f"{note}, with {covered:.0%} of the points"
+
+
+def _stay(known: Metrics) -> float | None:
+    """How far off an image's own lanes are on another image; None if it has not learned its own."""
+    own, stay = known.get("final/px_error"), known.get("final/swap_px_stay")
+    return None if own is None or stay is None or own > FOLLOWED * stay else stay
 
 
 def _earned(known: Metrics, settings: Settings) -> Gate:

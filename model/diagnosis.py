@@ -51,6 +51,7 @@ ALL_THE_TIME = 0.9  # of the steps
 SPIKES = 0.02  # of the means that the trend is read from
 OVERSHOOT = 1.2  # of the untrained loss; measured: at most 1.07 at sound rates, over 1.2 at 30-fold
 STILL_FALLING = 0.1  # of the loss, from one tenth of the run to the next
+MANY = 64  # images
 SCALE = (0.1, 3.0)  # standard deviation of the tokens, whose embedded neighbours have about 1
 
 
@@ -117,7 +118,10 @@ def _memorises(known: Known, settings: Settings) -> Finding | None:
     if gate.verdict != "failed":
         return None
     names = ("final/swap_px", "final/swap_px_labels", "final/swap_px_donor", "final/swap_px_stay")
-    next = "the same arm on 64 images (data.train_images): a lane id and a row no longer tell where"
+    names += ("val/px_error", "test/px_error")
+    trained = settings.get("data.train_images", 1)
+    many = 8 * trained if isinstance(trained, int) and trained >= MANY else MANY
+    next = f"the same arm on {many} images or more (data.train_images): too many to know by heart"
     return known.finding("memorises", gate.note, next, *names)
 
 

@@ -63,6 +63,8 @@ def test_the_answer_names_the_winner_or_says_that_there_is_none():
     easy = replace(synthetic.CRITERIA[2], conditions=(synthetic.CRITERIA[1].conditions[0],))
     criteria = (synthetic.CRITERIA[0], easy)
     assert wording.sentences(made(criteria=criteria))[0] == "all meets all 2 criteria."
+    blind = wording.sentences(made(criteria=criteria, blind=("all",)))[0]
+    assert blind == "all (memorises) meets all 2 criteria."
 
 
 def test_the_levers_are_named_and_what_does_nothing():

@@ -9,6 +9,7 @@ import pytest
 from model import cost
 from model.cost import measure
 from model.workload import FREE, evaluations, shape_of
+from tests.model.fake_roots import make_culane_root
 from tests.model.tiny import tiny
 
 
@@ -91,3 +92,10 @@ def test_readings_are_scaled_by_the_images_left_out(
     many = measure(tiny(data__train_images=500, data__val_images=104), tmp_path)
     assert few.step_seconds == many.step_seconds == 1.0
     assert many.evaluation_seconds == pytest.approx(7.5 * few.evaluation_seconds)
+
+
+def test_all_images_of_a_small_root_are_fewer_than_a_short_job_asks_for(tmp_path: Path) -> None:
+    root = make_culane_root(tmp_path / "root", n_train=3, n_test=2)
+    images = dict.fromkeys(("data__train_images", "data__test_images"), "all")
+    found = measure(tiny(data__roots=[str(root)], data__val_images=0, **images), tmp_path / "cache")
+    assert found.step_seconds > 0

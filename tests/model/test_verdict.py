@@ -172,6 +172,27 @@ def test_lanes_that_leave_but_not_for_the_other_image(
     assert found.note.startswith("memorises") == (verdict == "failed")
 
 
+@pytest.mark.parametrize(
+    ("split", "px", "covered", "verdict"),
+    [
+        ("val", 9.0, 0.98, "passed"),
+        ("val", 41.0, 0.98, "failed"),  # its training images' lanes would lie 80 px off
+        ("val", 9.0, 0.3, "failed"),
+        ("val", None, 0.0, "failed"),
+        ("test", 41.0, 0.98, "failed"),  # no validation images: the test images say it
+    ],
+)
+def test_images_told_apart_but_no_road_seen(
+    split: str, px: float | None, covered: float, verdict: str
+) -> None:
+    held_out = {f"{split}/coverage": covered} | ({f"{split}/px_error": px} if px else {})
+    (found,) = (g for g in gates(HEALTHY | held_out, SETTINGS) if g.name == "sees_image")
+    assert found.verdict == verdict
+    assert found.note.startswith("memorises: on images held out") == (verdict == "failed")
+    never = HEALTHY | held_out | {"final/px_error": 45.0}  # no memory to unmask
+    assert all(g.verdict == "passed" for g in gates(never, SETTINGS) if g.name == "sees_image")
+
+
 def test_uniformity_by_construction() -> None:
     name = "uniformity_earned"
     assert gate(name, final__uniformity_init=0.6).verdict == "passed"
