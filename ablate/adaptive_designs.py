@@ -15,7 +15,7 @@ from ablate.paths import Paths
 from ablate.space import Range, Space
 
 if TYPE_CHECKING:
-    from ablate.search import Search
+    from ablate.search.design import Search
 
 SEARCH = "search"
 SUGGESTIONS = "suggestions.jsonl"
@@ -98,7 +98,7 @@ def _search(asking: Asking, name: str, design: Design) -> Adaptive:
 
 
 def _searched(name: str, study: Study, design: Design, options: Options) -> Search:
-    from ablate.search import Sampling, Search  # optuna takes a while to import
+    from ablate.search.design import Sampling, Search  # optuna takes a while to import
 
     named = dict(design.options)
     sampling = {k: named[k] for k in ("sampler", "seed", "startup", "population") if k in named}

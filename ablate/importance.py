@@ -89,7 +89,7 @@ def _of(
     results: Mapping[str, Result],
     gates: Mapping[str, Sequence[Gate]],
 ) -> tuple[list[Importance], list[str]]:
-    from ablate import search  # optuna takes a while to import
+    from ablate.search.importances import importances  # optuna takes a while to import
 
     space = space_of(study, design)
     tried = []
@@ -115,7 +115,7 @@ def _of(
         log = scale_of(metric) == "ratio" and min(values) > 0
         scores = [math.log(value) if log else value for value in values]
         sign = 1 if direction == "minimize" else -1
-        method, shares = search.importances(
+        method, shares = importances(
             space, points, [sign * score for score in scores], design.options.get("seed", 0)
         )
         scale = "log" if log else "linear"

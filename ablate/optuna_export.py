@@ -9,12 +9,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ablate import runs, search
+from ablate import runs
 from ablate.adaptive import Direction
 from ablate.adaptive_designs import objectives_of, space_of
 from ablate.designs import Axis
 from ablate.ledger import Ledger
 from ablate.nouns import Job, Plan, Result, Study, StudyError
+from ablate.search import storage
 from ablate.space import Range, Space
 
 SQLITE = (".db", ".sqlite", ".sqlite3")
@@ -46,7 +47,7 @@ def export(
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
         attributes = {"question": study.question, "criteria": [c.name for c in study.criteria]}
-        search.write_storage(
+        storage.write_storage(
             temporary, to.suffix in SQLITE, study.name, objectives, trials, attributes
         )
         temporary.replace(to)
@@ -92,7 +93,7 @@ def trial_of(
     events = list(ledger.events(job.id))
     span = runs.span(events)
     values = [result.metrics.get(metric) for metric in objectives]
-    return search.finished_trial(
+    return storage.finished_trial(
         space,
         {name: level for name, level in job.levels.items() if name not in space.ranges},
         {path: job.levels[path] for path in space.ranges},

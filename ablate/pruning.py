@@ -14,8 +14,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ablate import search
 from ablate.nouns import Job, Pruning, Result
+from ablate.search import pruners
 
 
 class Pruner:
@@ -24,7 +24,7 @@ class Pruner:
     def __init__(self, pruning: Pruning) -> None:
         self._pruning = pruning
         self._by_arm = pruning.rule == "wilcoxon"
-        self._study = search.make_pruned_study(pruning)
+        self._study = pruners.make_pruned_study(pruning)
         self._trials: dict[str, Any] = {}
         self._told: dict[str, dict[int, float]] = {}
         self._open: dict[str, set[str]] = {}  # by trial: jobs that have not ended
@@ -75,7 +75,7 @@ class Pruner:
         if step in told or key in self._verdict or trial is None:
             return None
         told[step] = value
-        if search.prunes(trial, step, value):
+        if pruners.prunes(trial, step, value):
             p = self._pruning
             self._verdict[key] = f"pruned at {said} by {p.rule}: {p.reading} {value:.4g}"
             return self._verdict[key]
@@ -91,4 +91,4 @@ class Pruner:
         value = last if self._by_arm else (values[-1] if values else None)
         # one that ended before the word reached it is complete
         pruned = state == "pruned" or (self._by_arm and key in self._verdict)
-        search.close_trial(self._study, trial, value, pruned=pruned)
+        pruners.close_trial(self._study, trial, value, pruned=pruned)

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from ablate import search
 from ablate.conclude import rank_study, results_of, write_report
 from ablate.core import load_core
 from ablate.designs import Axis
@@ -20,6 +19,7 @@ from ablate.nouns import Options
 from ablate.planner import Planner
 from ablate.rank import Ranking
 from ablate.reader import load_study
+from ablate.search import importances
 from ablate.space import Range, Space
 from ablate.table import answer
 from tests.ablate.test_adaptive import go, write
@@ -48,7 +48,7 @@ def planted(n: int) -> tuple[list[dict[str, Any]], list[float]]:
 
 def test_fanova_finds_what_matters_in_the_range_as_it_is_searched() -> None:
     points, scores = planted(60)
-    method, shares = search.importances(SPACE, points, scores, 0)
+    method, shares = importances.importances(SPACE, points, scores, 0)
     assert method == "fanova"
     assert set(shares) == {"mode", "idle", "lr", "n", "x"}
     # of the variance 36 / 12 is the power's, 9 / 4 the mode's
@@ -56,20 +56,20 @@ def test_fanova_finds_what_matters_in_the_range_as_it_is_searched() -> None:
     assert shares["mode"] == pytest.approx(2.25 / 5.25, abs=0.15)
     assert max(shares[name] for name in ("idle", "n", "x")) < 0.02
     assert sum(shares.values()) < 1
-    assert search.importances(SPACE, points, scores, 0) == (method, shares)
+    assert importances.importances(SPACE, points, scores, 0) == (method, shares)
 
 
 @pytest.mark.parametrize("why", ["too many points", "no scikit-learn"])
 def test_ped_anova_stands_in(monkeypatch: pytest.MonkeyPatch, why: str) -> None:
     if why == "too many points":
-        monkeypatch.setattr(search, "FANOVA_POINTS", 59)
+        monkeypatch.setattr(importances, "FANOVA_POINTS", 59)
     else:
 
         def missing(**_: Any) -> None:
             raise ImportError("sklearn")
 
-        monkeypatch.setattr(search.optuna.importance, "FanovaImportanceEvaluator", missing)
-    method, weights = search.importances(SPACE, *planted(60), 0)
+        monkeypatch.setattr(importances.optuna.importance, "FanovaImportanceEvaluator", missing)
+    method, weights = importances.importances(SPACE, *planted(60), 0)
     assert method == "ped_anova"
     assert sum(weights.values()) == pytest.approx(1)
     assert weights["lr"] > 2 * max(weights[name] for name in ("idle", "n", "x"))

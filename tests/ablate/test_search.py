@@ -14,7 +14,9 @@ from ablate.designs import Axis
 from ablate.nouns import Arm, Condition, Criterion, Options, StudyError
 from ablate.planner import Planner
 from ablate.reader import load_study, resolved
-from ablate.search import Sampling, Search, Suggestion, constraints_of
+from ablate.search.design import Sampling, Search
+from ablate.search.suggestions import Suggestion, Suggestions
+from ablate.search.trials import constraints_of
 from ablate.space import Range, Space
 from tests.ablate.test_adaptive import go, killed_at, replayed, write
 from tests.ablate.toys import numbers
@@ -244,15 +246,15 @@ def test_a_suggestion_that_cannot_be_kept_ends_no_running_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, out = study(tmp_path, base={"step_seconds": 0.02}), tmp_path / "out"
-    keep = Search._keep
+    keep = Suggestions.keep
 
-    def full(self: Search, one: Suggestion) -> None:
+    def full(self: Suggestions, one: Suggestion) -> None:
         if one.number == 3:
             raise StudyError(f"{self.file}: a suggestion cannot be kept (No space left on device)")
         keep(self, one)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Search, "_keep", full)
+        patch.setattr(Suggestions, "keep", full)
         plan, summary, heard = go(file, out, engine="pool", workers=2)
     assert [line for line in heard.said if "No space left" in line] == [
         f"No further arms in this run: {out / 'toy' / 'suggestions.jsonl'}: a suggestion cannot be "
