@@ -213,27 +213,28 @@ class Recorder:
 
     def _write_arm(self, arm: RankedArm, jobs: Sequence[Job]) -> None:
         done = [job for job in jobs if job.seed in arm.seeds]
-        histories = [list(runs.history(self._ledger.events(job.id))) for job in done]
-        lines = runs.mean_history(histories)
-        points = [*lines, *runs.config_points(arm, {point.key for point in lines})]
+        events = {job.id: list(self._ledger.events(job.id)) for job in done or jobs}
+        lines = runs.mean_history([list(runs.history(events[job.id])) for job in done])
+        points = [*runs.config_points(arm, {point.key for point in lines}), *lines]
+        label = runs.config_name(arm)
         tags = runs.config_tags(self.study, arm) | self._common
         tags["mlflow.loggedImages"] = "True"  # harmless where a core draws none
-        digest = runs.recorded_digest([points, tags])
+        digest = runs.recorded_digest([label, points, tags])
         name = _name_of(arm.arm)
         if self._recorded.get(name, ("", ""))[1] == digest:
             return
         if name in self._recorded:
             self._experiment.delete(self._recorded[name][0])
-        begin = now()
-        label = f"{arm.arm} · {len(arm.seeds)} seed" + "s" * (len(arm.seeds) != 1)
+        spans = [span for own in events.values() if (span := runs.span(own))]
+        begin, end = runs.usual_span(spans) or (now(), now())
         run = self._experiment.create(label, {**tags, "recorded": digest}, begin)
         params = runs.params_of(self.study, jobs[0])
         self._experiment.reads(run.run_id, runs.data_of(jobs[0]))
-        points = [point._replace(time=begin) for point in points]
+        points = [point._replace(time=end) for point in points]
         self._experiment.write(run.run_id, points, params)
         pictures = runs.pictures_of(self._ledger.folder((done or jobs)[0].id))
-        self._experiment.attach(run, pictures, [], begin)
-        self._experiment.end(run.run_id, "FINISHED" if done else "FAILED")
+        self._experiment.attach(run, pictures, [], end)
+        self._experiment.end(run.run_id, "FINISHED" if done else "FAILED", end)
         self._recorded[name] = run.run_id, digest
 
     def _flush(

@@ -58,9 +58,14 @@ class Picture:
 
 
 def params_of(study: Study, job: Job) -> dict[str, str]:
-    """Levels under their factors' names, beside the flat settings without the seed."""
-    params = {path: value for path, value in job.settings.items() if path != "seed"}
-    params |= {name: level for name, level in job.levels.items() if name not in study.ranges}
+    """Levels under their factors' names, then the flat settings without the seed.
+
+    MLflow keeps the order on a run's page, so what the study varies stands first.
+    """
+    levels = {name: level for name, level in job.levels.items() if name not in study.ranges}
+    varied = {path: job.settings[path] for path in study.ranges if path in job.settings}
+    settings = {path: value for path, value in job.settings.items() if path != "seed"}
+    params = {**levels, **varied, **settings, **levels}
     return {NAME.sub("_", key): _text(value)[:PARAM_LIMIT] for key, value in params.items()}
 
 
@@ -145,6 +150,18 @@ def span(events: Sequence[Mapping[str, Any]]) -> tuple[int, int] | None:
     return (int(1000 * min(times)), int(1000 * max(times))) if times else None
 
 
+def usual_span(spans: Sequence[tuple[int, int]]) -> tuple[int, int] | None:
+    """Of several jobs, when the last ended, and how long before that one of them usually began, ms.
+
+    >>> usual_span([(0, 10), (100, 130)])
+    (110, 130)
+    """
+    if not spans:
+        return None
+    end = max(end for _, end in spans)
+    return end - sum(end - begin for begin, end in spans) // len(spans), end
+
+
 def picture(path: Path, root: Path | None = None) -> Picture:
     """Read key and step from a file's name, or from its path below `root`."""
     name = (path.relative_to(root) if root else Path(path.name)).with_suffix("").as_posix()
@@ -198,22 +215,31 @@ def mean_history(histories: Sequence[Iterable[Point]]) -> list[Point]:
     ]
 
 
+def config_name(arm: RankedArm) -> str:
+    """Of an arm's run, with what must be known beside every number of it: `memorises`."""
+    name = f"{arm.arm} · {len(arm.seeds)} seed" + "s" * (len(arm.seeds) != 1)
+    notes = wording.short_notes(arm)
+    return f"{name} · {notes}" if notes else name
+
+
 def config_points(arm: RankedArm, told: Iterable[str]) -> list[Point]:
-    """An arm's means once at step 0, and the ends of the intervals of what the criteria read."""
+    """An arm's means once at step 0, and the ends of the intervals of what the criteria read.
+
+    MLflow keeps the order on a run's page: what ranks an arm stands first.
+    """
     told = set(told)
-    read = {reading.metric for criterion in arm.criteria for reading in criterion.readings}
-    points = []
-    for name, interval in arm.metrics.items():
-        key = NAME.sub("_", name)
+    places = {} if arm.rank is None else {"rank": arm.rank}
+    places |= {verdict: arm.count(verdict) for verdict in ("passed", "likely")}
+    points = [Point(f"criteria/{name}", value, 0, 0) for name, value in places.items()]
+    read = dict.fromkeys(r.metric for criterion in arm.criteria for r in criterion.readings)
+    shown = [name for name in (*read, *arm.metrics) if name in arm.metrics]
+    for name in dict.fromkeys(shown):
+        interval, key = arm.metrics[name], NAME.sub("_", name)
         if key not in told:
             points.append(Point(key, _said(interval.mean), 0, 0))
         if interval.low is not None and interval.high is not None and name in read:
             points.append(Point(f"low/{key}", _said(interval.low), 0, 0))
             points.append(Point(f"high/{key}", _said(interval.high), 0, 0))
-    points.append(Point("criteria/passed", arm.count("passed"), 0, 0))
-    points.append(Point("criteria/likely", arm.count("likely"), 0, 0))
-    if arm.rank is not None:
-        points.append(Point("criteria/rank", arm.rank, 0, 0))
     return points
 
 
@@ -230,7 +256,9 @@ def config_tags(study: Study, arm: RankedArm) -> dict[str, str]:
         **{f"verdict.{c.name}": c.verdict for c in arm.criteria},
         **{f"gate.{gate.name}": gate.verdict for gate in arm.gates},
     }
-    lines = [*arm.notes, *(f"{d.finding.rule}: {d.finding.text}" for d in arm.diagnosis)]
+    found = [own.finding for own in arm.diagnosis]
+    lines = wording.notes_beside_findings(arm)
+    lines += [f"{one.rule.replace('_', ' ')}: {wording.finding_text(one)}" for one in found]
     if lines:
         tags["mlflow.note.content"] = note("\n\n".join(lines))
     return tags

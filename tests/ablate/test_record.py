@@ -167,6 +167,35 @@ def test_an_arm_that_never_ended_well_has_a_run_too(recorded):
     assert run.data.tags["jobs"] == "2 diverged"
 
 
+def test_an_arms_run_says_when_its_jobs_trained_and_how_long_one_takes(recorded):
+    (run,) = recorded.runs("tags.arm = 'all' and tags.kind = 'config'")
+    assert run.info.start_time == 1_700_000_000_000
+    assert run.info.end_time - run.info.start_time == 40_000
+    assert run.info.run_name == "all · 2 seeds"
+
+
+def test_what_must_be_known_beside_a_number_is_in_the_name_of_its_run(another):
+    jobs = another.plan.jobs
+    blind = synthetic.metrics(jobs[0]) | {"final/swap_px": 1.0, "final/uniformity": 0.9}
+    results = {jobs[0].id: synthetic.done(jobs[0], blind)}
+    ledger = synthetic.keep(another.ledger.out, another.plan, results)
+    rebuild(another.study, another.plan, ledger, judged(another.study, another.plan, ledger))
+    (run,) = another.runs("tags.kind = 'config'")
+    assert run.info.run_name == "base · 1 seed · memorises, 1 missing"
+    said = run.data.tags["mlflow.note.content"].split("\n\n")
+    assert said.count("memorises: lanes do not move when the image is swapped") == 1
+    assert "visual encoder: attention is spread evenly: the image is not used" in said
+
+
+def test_what_a_study_asks_stands_first_on_the_page_of_a_run(recorded):
+    arm = recorded.ranking.arm("all")
+    points = [point.key for point in runs.config_points(arm, ())]
+    assert points[:4] == ["criteria/rank", "criteria/passed", "criteria/likely", "final/loss"]
+    assert len(set(points)) == len(points)
+    params = runs.params_of(recorded.study, recorded.plan.jobs[0])
+    assert list(params)[:3] == ["tokens", "lr", "mode"]
+
+
 def test_the_saved_view_shows_levels_and_criteria(recorded):
     experiment = connect(recorded.ledger.out).get_experiment(recorded.experiment)
     view = json.loads(experiment.tags[f"mlflow.sharedViewState.{runs.SHARE_KEY}"])
