@@ -35,9 +35,10 @@ SCRIPTS: dict[str, tuple[list[str], list[str]]] = {
     "fuse": (["--repeats", "5"], ["--k", "1", "4", "--levels", "p5", "--repeats", "5"]),
     "study": (["--steps", "300"], ["--steps", "20", "--side", "ours"]),
     "answers": ([], ["--repeats", "1"]),
+    "engines": (["--rounds", "3"], ["--rounds", "1", "--only", "inline", "--only", "pool"]),
 }
-"""Script -> its options, and those of a quick run. The whole takes about half an hour on 2 idle
-cores, the quick one about eight minutes; `python -m bench.study --steps 2000` is apart."""
+"""Script -> its options, and those of a quick run. `python -m bench.study --steps 2000`, half an
+hour a side, and `python -m bench.scale`, a simulation, are apart."""
 
 
 def main() -> int:
@@ -86,8 +87,9 @@ def page(kept: dict[str, Any]) -> str:
     """Write the rows of all scripts as one table."""
     lines = [
         "# Benchmarks",
-        "Made by `make bench` (`python -m bench`); every row by the script named, both sides in "
-        "turn in one run.",
+        "Made by `python -m bench.SCRIPT` with the options below (`make bench` runs them all); "
+        "both sides in one run, medians of its repeats. Seconds are the processor's where one "
+        "thread does the work (step, decode, features, fuse on a CPU), and wall time elsewhere.",
         "",
         "| what | ours | baseline | ratio | goal | met | script |",
         "|---|---|---|---|---|---|---|",
@@ -95,7 +97,7 @@ def page(kept: dict[str, Any]) -> str:
     for name, one in kept.items():
         for fields in one["rows"]:
             row = Row(**fields)
-            met = "yes" if row.met else "**no**"
+            met = row.verdict().replace("no", "**no**")
             cells = (row.what, row.ours, row.baseline, row.value(), row.goal, met, name)
             lines.append("| " + " | ".join(cells) + " |")
     lines += [

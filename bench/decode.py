@@ -59,7 +59,7 @@ def measure(size: str, levels: str, repeats: int) -> list[Row]:
     ]
     rows = []
     with torch.no_grad():
-        slow, slow_ids = _timed(lambda: rerun(plain, model, [f[:1] for f in features]), 1)
+        slow, slow_ids = _timed(lambda: rerun(plain, model, [f[:1] for f in features]), repeats)
         for images in (8, 1):
             some = [f[:images] for f in features]
             fast, ids = _timed(lambda some=some: model.generate(model.encode(some)), repeats)
@@ -72,12 +72,11 @@ def measure(size: str, levels: str, repeats: int) -> list[Row]:
 
 
 def _timed(work: Callable[[], Tensor], repeats: int) -> tuple[float, Tensor]:
-    times, made = [], work() if repeats > 1 else None
+    times, made = [], work()
     for _ in range(repeats):
         start = time.process_time_ns()
         made = work()
         times.append((time.process_time_ns() - start) / 1e9)
-    assert made is not None
     return statistics.median(times), made
 
 

@@ -12,14 +12,10 @@ Slurm that SLURM_CONF names (tests/engines/slurm_here.sh).
 from __future__ import annotations
 
 import argparse
-import io
-import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,9 +24,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ablate.nouns import Design, Options, Resources, Study
-
-CORE = "bench.noop_core"
+from bench import noop
+from bench.rows import Row, hand_in
 
 
 @dataclass(frozen=True)
@@ -61,44 +56,6 @@ def missing(side: Side) -> bool:
     return bool(side.needs) and find_spec(side.needs) is None
 
 
-def study(side: Side, jobs: int, workers: int, folder: Path) -> float:
-    """Seconds of a whole run, planning left out."""
-    from ablate.display import make_display
-    from ablate.plan import plan
-    from ablate.run import RunOptions, run
-    from bench.noop_core import criteria
-
-    seeds, resources = tuple(range(jobs)), Resources(**side.resources)
-    asked = Study(
-        "noop",
-        "?",
-        {},
-        (),
-        (Design("factorial"),),
-        seeds,
-        criteria(),
-        core=CORE,
-        resources=resources,
-    )
-    made = plan(asked, Options(out=folder))
-    display = make_display(Console(file=io.StringIO()))
-    begin = time.perf_counter()
-    summary = run(asked, made, folder, RunOptions(workers, side.engine), display)
-    took = time.perf_counter() - begin
-    assert summary.count("done") == jobs
-    return took
-
-
-def seconds(name: str, jobs: int, workers: int) -> float:
-    command = [sys.executable, "-m", "bench.engines", "--run", name]
-    command += ["--jobs", str(jobs), "--workers", str(workers)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode:
-        raise SystemExit(f"{name} failed:\n{done.stderr[-2000:]}")
-    return float(done.stdout.split()[-1])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=5)
@@ -109,7 +66,10 @@ def main() -> None:
     given = parser.parse_args()
     if given.run:
         with tempfile.TemporaryDirectory() as folder:
-            took = study(SIDES[given.run], given.jobs, given.workers, Path(folder))
+            side = SIDES[given.run]
+            took = noop.run_study(
+                given.jobs, side.engine, given.workers, Path(folder), side.resources
+            )
         sys.stdout.write(f"{took}\n")
         return
     names = [name for name in given.only or SIDES if not missing(SIDES[name])]
@@ -117,10 +77,11 @@ def main() -> None:
     starts: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(given.rounds):
         for name in names:
-            few, many = SIDES[name].jobs
-            short, long = seconds(name, few, given.workers), seconds(name, many, given.workers)
-            slopes[name].append((long - short) / (many - few))
-            starts[name].append(short - few * slopes[name][-1])
+            read = noop.slope("bench.engines", name, SIDES[name].jobs, given.workers)
+            if read is None:
+                raise SystemExit(1)
+            slopes[name].append(read[0])
+            starts[name].append(read[1])
     table = Table(title=f"no-op jobs, {given.workers} workers, medians of {given.rounds}")
     for column in ("engine", "ms a job", "lowest", "highest", "against pool", "start, s"):
         table.add_column(column, justify="left" if column == "engine" else "right")
@@ -132,6 +93,18 @@ def main() -> None:
         table.add_row(name, *row, ratio, f"{statistics.median(starts[name]):.1f}")
     console = Console()
     console.print(table)
+    hand_in(
+        Row(
+            f"a no-op job, engine {name}",
+            f"{1e3 * statistics.median(slopes[name]):.1f} ms",
+            f"{1e3 * pool:.1f} ms (pool)",
+            statistics.median(slopes[name]) / pool,
+            "none",
+            True,
+        )
+        for name in names
+        if pool and name != "pool"
+    )
     for name in [name for name in given.only or SIDES if name not in names]:
         console.print(f"{name}: not measured, {SIDES[name].needs} is not there")
 

@@ -4,7 +4,8 @@
 
 The study is the shipped one of strategy 1, cut to two steps a job, its features cached and its plan
 computed before, as when a study is changed and run again. The first step is the first line with a
-step of 1 in any job's events; its time is what the job wrote.
+step of 1 in any job's events; its time is what the job wrote. All is as users have it, the pictures
+of the untrained model included, which are drawn before that step.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 from bench.rows import Row, hand_in
 
 GOAL = 6.0  # seconds
-SETS = ("optim.steps=2", "runtime.log_every=1", "runtime.pictures=false")
+SETS = ("optim.steps=2", "runtime.log_every=1")
 
 
 def first_step(out: Path) -> float:
@@ -57,17 +58,8 @@ def main() -> None:
         out = Path(temporary) / "runs"
         first_step(out)  # fills the cache
         times = [first_step(out) for _ in range(repeats)]
-    seconds = statistics.median(times)
-    row = Row(
-        "first training step after `ablate run`, warm",
-        f"{seconds:.1f} s (worst {max(times):.1f})",
-        "",
-        seconds,
-        f"< {GOAL:g} s",
-        seconds < GOAL,
-        "seconds",
-    )
-    hand_in([row])
+    what = "first training step after `ablate run`, warm"
+    hand_in([Row.within(what, statistics.median(times), max(times), GOAL)])
 
 
 if __name__ == "__main__":

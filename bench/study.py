@@ -111,7 +111,7 @@ def run_ours(folder: Path, jobs: list[dict[str, Any]], workers: int) -> None:
 
 
 def run_tune(folder: Path, jobs: list[dict[str, Any]], workers: int) -> None:
-    from ray import init, tune
+    from ray import init, tune  # pyright: ignore[reportMissingImports]
 
     prepare(folder)
     init(num_cpus=workers, include_dashboard=False, log_to_driver=False)
