@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ablate.core import Core, CoreError, Diverged, Interrupted, LaneLMCore, load_core
+from ablate.core import Core, CoreError, Diverged, Interrupted, load_core
+from ablate.lanelm_core import LaneLMCore
 from ablate.ledger import Ledger
 from ablate.module_core import ModuleCore
 from ablate.nouns import Design, Factor, Level, Result, Study, StudyError

@@ -7,7 +7,7 @@ import pytest
 
 from ablate import plan as plan_module
 from ablate import reader, strict_yaml
-from ablate.core import LaneLMCore
+from ablate.lanelm_core import LaneLMCore
 from ablate.nouns import Condition, Criterion, Options, StudyError
 from ablate.plan import job_id
 from ablate.reader import load_study, parse_sets, resolved
