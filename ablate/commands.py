@@ -69,17 +69,21 @@ def plan(
     Checks settings, data and weights too, so that what is wrong is said before anything trains.
     """
     from ablate.overview import plan_json, plan_summary, plan_table
-    from ablate.timing import time_shapes
+    from ablate.timing import planned_crew, time_shapes
 
     asked = request(study, data, checkpoint, seeds, sets, out)
-    notes = time_shapes(asked, workers) if probe else []
-    guess = asked.estimate(workers)
+    try:
+        notes = time_shapes(asked, workers) if probe else []
+    except KeyboardInterrupt:
+        notes = ["not all shapes were timed: stopped"]
+    crew, unsaid = planned_crew(asked, workers)
+    guess = asked.estimate(crew)
     if as_json:
         print_json(plan_json(asked.study, asked.plan, asked.state, guess))
     else:
         console().print(plan_table(asked.study, asked.plan, asked.state, guess))
         console().print(plan_summary(asked.study, asked.plan, asked.state, guess))
-    for note in notes:
+    for note in (*notes, *unsaid):
         complain(f"estimate: {note}")
 
 
@@ -153,7 +157,10 @@ def run(
         )
     warm_up(asked.study, options)
     plan = asked.plan
-    options = replace(options, gpus=gpu_crew(asked, engine, workers))
+    crew = gpu_crew(asked, engine, workers, options.fuse)
+    for note in crew.notes:
+        complain(f"estimate: {note}")
+    options = replace(options, gpus=crew.gpus, room=crew.room)
     display = make_display()
     try:
         recorder = partial(_recorder, asked)

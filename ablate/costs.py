@@ -106,7 +106,7 @@ def probe(
 ) -> list[str]:
     """Time the shapes of `jobs` that the cache does not know yet, most jobs first.
 
-    Ctrl-C ends it, and nothing else: what has been timed is kept.
+    What has been timed is kept, whatever ends it.
 
     Returns:
         What could not be timed and why, a line each.
@@ -136,8 +136,6 @@ def probe(
                 if notice.outcome.kind != "ended":
                     arm = todo[notice.job_id].arm
                     notes.append(f"{arm} could not be timed: {notice.outcome.error}")
-    except KeyboardInterrupt:
-        notes.append(f"{len(todo) - done} shapes not timed: stopped")
     except EngineError as error:
         notes.append(f"nothing could be timed: {error}")
     finally:

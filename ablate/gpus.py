@@ -40,6 +40,43 @@ def seats(free_mb: Sequence[float], need_mb: float | None, cores: int) -> tuple[
     return _fill(free_mb, need_mb, cores, only_fitting=True)
 
 
+def shared_seats(
+    free_mb: Sequence[float], need_mb: float, cores: int, at_most: int
+) -> tuple[tuple[int, ...], int]:
+    """The GPU of each worker, and how many jobs each may train as one, so that most train at once.
+
+    >>> shared_seats([80_000], 2_000, cores=16, at_most=32)
+    ((0,), 32)
+    >>> shared_seats([16_000], 2_000, cores=16, at_most=32)
+    ((0,), 6)
+    >>> shared_seats([80_000], 2_000, cores=16, at_most=4)
+    ((0, 0, 0, 0, 0, 0, 0), 4)
+
+    Args:
+        free_mb: of each GPU.
+        need_mb: of the largest job at its peak; several that train as one take as much each.
+        cores: workers at most.
+        at_most: jobs that may train as one.
+    """
+
+    def at_once(together: int) -> tuple[int, int, tuple[int, ...]]:
+        found = seats(free_mb, need_mb * together, cores)
+        return together * len(found), together, found
+
+    _, together, found = max(map(at_once, range(1, at_most + 1)))
+    return found, together
+
+
+def fitting(free_mb: Sequence[float], need_mb: float, workers: int, at_most: int) -> int:
+    """How many jobs each of `workers` may train as one, so that all fit; 1 where none does.
+
+    >>> fitting([80_000], 2_000, workers=2, at_most=32)
+    16
+    """
+    sizes = range(at_most, 0, -1)
+    return next((k for k in sizes if len(seats(free_mb, need_mb * k, workers)) == workers), 1)
+
+
 def assigned(free_mb: Sequence[float], need_mb: float | None, workers: int) -> tuple[int, ...]:
     """The GPU of each of `workers`, whether they fit or not.
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
 from ablate.core import Core
-from ablate.nouns import Job
+from ablate.nouns import Job, Study
+
+
+def may_fuse(study: Study) -> bool:
+    """Whether jobs of a study may train as one: not where readings on the way end them."""
+    return study.pruning is None and not study.stop_when_passed
 
 
 class Kin:
@@ -16,14 +23,33 @@ class Kin:
         self._known: dict[str, tuple[str, int]] = {}
 
     def learn(
-        self, core: Core, jobs: Iterable[Job], configs: Iterable[Any], at_most: int | None
+        self,
+        core: Core,
+        jobs: Iterable[Job],
+        configs: Iterable[Any],
+        at_most: int | None,
+        room: int | None = None,
     ) -> None:
-        """Ask the core about jobs; `at_most` train as one, None: as many as the core thinks fit."""
+        """Ask the core about jobs.
+
+        Args:
+            core: knows their shapes.
+            jobs: any.
+            configs: theirs.
+            at_most: how many train as one; None: as many as the core says.
+            room: how many of those the memory has room for; None: not known.
+        """
         for job, config in zip(jobs, configs, strict=True):
-            size = at_most or core.fused_by_default(config)
+            size = at_most or min(core.fused_by_default(config), room or sys.maxsize)
             kinship = core.kinship(config) if size > 1 else None
             if kinship is not None:
                 self._known[job.id] = kinship, size
+
+    @property
+    def most(self) -> int:
+        """How many of the jobs known so far would train as one at most."""
+        counts = Counter(self._known.values())
+        return max((min(n, size) for (_, size), n in counts.items()), default=1)
 
     def room(self, job_id: str) -> int:
         """How many others may train beside a job."""

@@ -22,7 +22,7 @@ from ablate.adaptive_designs import follows
 from ablate.core import Core, CoreError, load_core
 from ablate.display import Display
 from ablate.engines import Engine, Notice, Outcome, Place, Task, engine_class, make_engine
-from ablate.kin import Kin
+from ablate.kin import Kin, may_fuse
 from ablate.ledger import Ledger, write_atomic
 from ablate.nouns import Job, Plan, Result, Study, StudyError
 from ablate.progress import Progress, effort
@@ -64,6 +64,9 @@ class RunOptions:
     """Run jobs again whose results come from other core code than today's."""
     fuse: int | None = None
     """Jobs of one shape that train as one model, at most; 1: each alone; None: the core's word."""
+    room: int | None = None
+    """How many jobs that train as one a worker's share of its GPU has room for, where `fuse` does
+    not say; None: not known."""
     gpus: tuple[str, ...] = ()
     """The GPU of each worker of this machine; empty: they are not assigned."""
 
@@ -285,8 +288,9 @@ class _Coordinator:
 
         try:
             configs = [self.core.build(job.settings) for job in todo]
-            if engine.fuses and not (self.shears.sharp or self.study.stop_when_passed):
-                self.kin.learn(self.core, todo, configs, self.options.fuse)
+            if engine.fuses and may_fuse(self.study):
+                how = self.options
+                self.kin.learn(self.core, todo, configs, how.fuse, how.room)
             self.core.prepare(configs, cache, progress)
         except _Stopped:
             return

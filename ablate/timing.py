@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -11,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ablate import costs, gpus
 from ablate.core import Core
 from ablate.engines import available_cores
+from ablate.kin import Kin, may_fuse
 from ablate.nouns import StudyError
 from ablate.request import Request
 from ablate.run import PRELOAD
@@ -33,31 +35,93 @@ def time_shapes(asked: Request, workers: int | None) -> list[str]:
         return costs.probe(asked.costs, jobs, workers or available_cores(), tell, preload)
 
 
-def gpu_crew(asked: Request, engine: str, workers: int | None) -> tuple[str, ...]:
-    """The GPU of each worker here; empty where jobs train on the CPU or name their GPU themselves.
+@dataclass(frozen=True)
+class Crew:
+    """The workers on this machine's GPUs."""
+
+    gpus: tuple[str, ...] = ()
+    """The GPU of each; empty where jobs train on the CPU or name their GPU themselves."""
+    room: int | None = None
+    """How many jobs that train as one each has memory for; None: not known."""
+    notes: tuple[str, ...] = ()
+    """What could not be timed and why."""
+
+
+def gpu_crew(asked: Request, engine: str, workers: int | None, fuse: int | None = None) -> Crew:
+    """Seat workers on the GPUs here, for as many jobs as may train as one in each.
+
+    Args:
+        asked: the study.
+        engine: that runs it.
+        workers: as many, whether they fit or not; None: as many as fit.
+        fuse: jobs that train as one, at most, whether they fit or not; None: as the core says and
+            as fit.
 
     Raises:
         StudyError: the jobs want a GPU and there is none.
     """
     local = engine in ("pool", "inline")
-    if not local or all(job.workload.device != "cuda" for job in asked.plan.jobs):
-        return ()
+    if not local or not on_gpu(asked):
+        return Crew()
     free = gpus.free_memory_mb(asked.study.core)
     if not free:
         raise StudyError(
             f"{asked.study.source}: its jobs train on cuda, but no GPU is seen here; let them "
             "train on cpu, or elsewhere: --engine ray or slurm"
         )
-    if workers is None:
-        time_shapes(asked, None)
+    notes = time_shapes(asked, None) if workers is None else []
+    return replace(_seated(asked, free, workers, fuse), notes=tuple(notes))
+
+
+def planned_crew(asked: Request, workers: int | None) -> tuple[int | None, list[str]]:
+    """How many workers an estimate is for, None: one a core; and what it leaves out, a line each.
+
+    Nothing is timed for it.
+    """
+    if not on_gpu(asked) or not (free := gpus.free_memory_mb(asked.study.core)):
+        return workers, []
+    crew = _seated(asked, free, workers, None)
+    notes = []
+    if (crew.room or 1) > 1:
+        notes.append(
+            f"up to {crew.room} jobs train as one in a worker, in less time and more memory than "
+            "is said here of jobs that train alone"
+        )
+    return len(crew.gpus), notes
+
+
+def _seated(asked: Request, free: Sequence[float], workers: int | None, fuse: int | None) -> Crew:
     known = [found.memory_mb for found in asked.estimate().guesses.values()]
     need = None if None in known else max((mb for mb in known if mb is not None), default=None)
-    if workers is None:
-        found = gpus.seats(free, need, available_cores()) or gpus.assigned(free, need, 1)
-    else:
+    together, room = _together(asked, fuse), None
+    if need is not None and fuse is not None:
+        need *= together
+    elif need is not None and workers is not None:
+        room = gpus.fitting(free, need, workers, together)
+        need *= room
+    if workers is not None:
         found = gpus.assigned(free, need, workers)
+    elif need is not None and fuse is None:
+        found, room = gpus.shared_seats(free, need, available_cores(), together)
+    else:
+        found = gpus.seats(free, need, available_cores())
     names = gpus.visible_names(len(free))
-    return tuple(names[gpu] for gpu in found)
+    seats = found or gpus.assigned(free, need, 1)
+    return Crew(tuple(names[gpu] for gpu in seats), room)
+
+
+def on_gpu(asked: Request) -> bool:
+    """Whether any job is for whichever GPU there is."""
+    return any(job.workload.device == "cuda" for job in asked.plan.jobs)
+
+
+def _together(asked: Request, fuse: int | None) -> int:
+    """How many jobs may come to train as one at most, were there memory for all."""
+    if not may_fuse(asked.study):
+        return 1
+    kin, jobs = Kin(), asked.plan.jobs
+    kin.learn(asked.core, jobs, [asked.core.build(job.settings) for job in jobs], fuse)
+    return kin.most
 
 
 KNOWN = ("finished jobs", "probe")

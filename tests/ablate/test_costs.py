@@ -158,15 +158,28 @@ def test_what_exceeds_the_time_given_is_left_out_and_said(cache: CostCache) -> N
     assert probed(cache) == []
 
 
-def test_ctrl_c_skips_the_rest(cache: CostCache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_ends_it_and_what_was_timed_is_kept(cache: CostCache) -> None:
     def interrupted(done: int, of: int) -> None:
         if done:
             raise KeyboardInterrupt
 
     jobs = [shaped(1.0), shaped(2.0)]
-    (note,) = probe(cache, jobs, 1, interrupted)
-    assert note == "1 shapes not timed: stopped"
+    with pytest.raises(KeyboardInterrupt):
+        probe(cache, jobs, 1, interrupted)
     assert len(cache.of(jobs)) == 1
+
+
+def test_ctrl_c_skips_the_timing_of_a_plan_and_stops_a_run(
+    study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*arguments: Any) -> list[str]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(costs, "probe", stopped)
+    assert main(["plan", study, "--out", str(tmp_path / "runs"), "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["estimate"]["seconds"] is None
+    assert captured.err.splitlines()[-1] == "estimate: not all shapes were timed: stopped"
 
 
 def test_a_core_without_shapes_is_not_asked(cache: CostCache) -> None:

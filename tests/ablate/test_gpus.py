@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from ablate import gpus
 from ablate.cli import main
 from ablate.engines import Outcome, Place, StopAsked, Task, make_engine
-from ablate.gpus import RESERVE, SLACK, assigned, seats, visible_names
+from ablate.gpus import RESERVE, SLACK, assigned, seats, shared_seats, visible_names
 from ablate.request import request
-from ablate.timing import gpu_crew
+from ablate.timing import Crew, gpu_crew
 from tests.ablate.test_engines import drain
 
 MEMORY = st.lists(st.floats(0, 100_000), min_size=0, max_size=8)
@@ -136,9 +136,88 @@ def test_as_many_workers_as_fit_each_on_its_gpu(
     monkeypatch.setattr("ablate.timing.available_cores", lambda: 8)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     asked = request(study[0], None, None, None, None, Path(study[-1]))
-    assert gpu_crew(asked, "pool", None) == ("6", "4", "6")
-    assert gpu_crew(asked, "pool", 1) == ("6",)
-    assert gpu_crew(asked, "ray", None) == ()  # Ray gives them out itself
+    assert gpu_crew(asked, "pool", None).gpus == ("6", "4", "6")
+    assert gpu_crew(asked, "pool", 1).gpus == ("6",)
+    assert gpu_crew(asked, "ray", None).gpus == ()  # Ray gives them out itself
     assert main(["run", *study, "--workers", "1"]) == 0
     results = [json.loads(p.read_text()) for p in Path(study[-1]).glob("jobs/*/result.json")]
     assert [result["metrics"]["final/gpu"] for result in results] == [6.0] * 4
+
+
+@given(MEMORY, st.floats(1, 50_000), st.integers(1, 64), st.integers(1, 32))
+def test_jobs_that_train_as_one_fit_as_one(
+    free: list[float], need: float, cores: int, at_most: int
+) -> None:
+    found, together = shared_seats(free, need, cores, at_most)
+    assert 1 <= together <= at_most
+    a_worker = together * need * SLACK + RESERVE
+    for gpu, n in Counter(found).items():
+        assert n * a_worker <= free[gpu] + 1e-6
+    assert together * len(found) >= len(seats(free, need, cores))  # no fewer than alone
+
+
+KIN = STUDY.replace("gpu_core", "gpu_kin_core")
+
+
+def test_seats_are_for_the_jobs_that_train_as_one_in_them(
+    study: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All four are alike and take 4,000 MB each, as the probe says."""
+    Path(study[0]).write_text(KIN)
+    monkeypatch.setattr("ablate.timing.available_cores", lambda: 8)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    def crew(free: float, workers: int | None = None, fuse: int | None = None) -> Crew:
+        monkeypatch.setattr(gpus, "free_memory_mb", lambda core: (free,))
+        asked = request(study[0], None, None, None, None, Path(study[-1]))
+        return gpu_crew(asked, "pool", workers, fuse)
+
+    assert crew(80_000) == Crew(("0",) * 4, 4)
+    assert crew(20_000) == Crew(("0",), 4)
+    assert crew(11_000) == Crew(("0",), 2)
+    assert crew(22_000, workers=2) == Crew(("0", "0"), 2)
+    assert crew(1_000, workers=1) == Crew(("0",), 1)
+    assert crew(22_000, fuse=1) == Crew(("0",) * 4, None)
+    assert crew(22_000, fuse=2) == Crew(("0", "0"), None)
+    Path(study[0]).write_text(KIN + "pruning: {median: {reading: train/loss}}\n")
+    assert crew(22_000).gpus == ("0",) * 4  # each alone
+
+
+def test_a_plan_counts_with_the_workers_that_a_run_would_have(
+    study: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(study[0]).write_text(KIN)
+    monkeypatch.setattr("ablate.timing.available_cores", lambda: 2)
+    monkeypatch.setattr(gpus, "free_memory_mb", lambda core: (6_000.0, 11_000.0))
+    assert main(["plan", *study, "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["estimate"]["workers"] == 1  # one that takes two jobs
+    assert "up to 2 jobs train as one in a worker" in captured.err
+    monkeypatch.setattr(gpus, "free_memory_mb", lambda core: ())
+    assert main(["plan", *study, "--no-probe"]) == 0  # planned here, run elsewhere
+
+
+def test_a_run_trains_no_more_as_one_than_there_is_room_for(
+    study: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path(study[0]).write_text(KIN)
+    monkeypatch.setattr("ablate.timing.available_cores", lambda: 8)
+    monkeypatch.setattr(gpus, "free_memory_mb", lambda core: (11_000.0,))
+    assert main(["run", *study]) == 0
+    results = [json.loads(p.read_text()) for p in Path(study[-1]).glob("jobs/*/result.json")]
+    assert [result["metrics"]["final/together"] for result in results] == [2.0] * 4
+
+
+def test_what_could_not_be_timed_is_said_and_ctrl_c_stops_the_run(
+    study: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*arguments: Any) -> list[str]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gpus, "free_memory_mb", lambda core: (6_000.0,))
+    monkeypatch.setattr("ablate.costs.probe", stopped)
+    assert main(["run", *study]) == 130
+    assert not list(Path(study[-1]).glob("jobs/*"))
+    monkeypatch.setattr("ablate.costs.probe", lambda *arguments: ["lr=0.1 could not be timed"])
+    assert main(["run", *study]) == 0
+    assert "estimate: lr=0.1 could not be timed" in capsys.readouterr().err
