@@ -24,6 +24,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, get_args
 
+from ablate.finite import finite
 from ablate.nouns import Job, Result, State, Study, StudyError
 
 
@@ -143,7 +144,7 @@ class Ledger:
         folder = self.folder(result.job_id)
         folder.mkdir(parents=True, exist_ok=True)
         value = dataclasses.asdict(result)
-        value["metrics"] = _finite(value["metrics"])
+        value["metrics"] = finite(value["metrics"])
         text = json.dumps(value, indent=1, allow_nan=False) + "\n"
         write_atomic(folder / "result.json", text, after=folder / "events.jsonl")
 
@@ -156,7 +157,7 @@ class Ledger:
 
     def append_event(self, job_id: str, event: Mapping[str, Any]) -> None:
         """Append one line; numbers that are not finite are kept as null."""
-        append_line(self.folder(job_id) / "events.jsonl", json.dumps(_finite(event)))
+        append_line(self.folder(job_id) / "events.jsonl", json.dumps(finite(event)))
 
     def events(self, job_id: str) -> Iterator[dict[str, Any]]:
         """All whole events, in order. A resumed job repeats the steps after its checkpoint."""
@@ -309,15 +310,6 @@ def _flock(path: Path, what: str, advice: str) -> Iterator[None]:
             file.truncate(0)
 
 
-def _finite(value: Any) -> Any:
-    """JSON knows no NaN: null stands for it, and `_result_from` turns it back."""
-    if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _result_from(value: dict[str, Any], job_id: str) -> Result:
     known = {field.name for field in dataclasses.fields(Result)}
     result = Result(**{key: inner for key, inner in value.items() if key in known})
@@ -325,6 +317,7 @@ def _result_from(value: dict[str, Any], job_id: str) -> Result:
         raise ValueError(f"it is of job {result.job_id!r}")
     if result.state not in get_args(State):
         raise ValueError(f"unknown state {result.state!r}")
+    # what was not finite is kept as null (`ablate.finite`)
     metrics = {name: math.nan if v is None else float(v) for name, v in result.metrics.items()}
     return dataclasses.replace(result, metrics=metrics)
 

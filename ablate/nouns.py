@@ -108,6 +108,9 @@ class Condition:
     metric: str
     threshold: float
 
+    def holds(self, metrics: Mapping[str, float]) -> bool:
+        return metrics.get(self.metric, math.nan) < self.threshold
+
 
 @dataclass(frozen=True)
 class Criterion:
@@ -115,6 +118,10 @@ class Criterion:
 
     name: str
     conditions: tuple[Condition, ...]
+
+    def holds(self, metrics: Mapping[str, float]) -> bool:
+        """Whether it holds for readings by themselves; gates and seeds are for the ranking."""
+        return all(condition.holds(metrics) for condition in self.conditions)
 
 
 @dataclass(frozen=True)
@@ -200,11 +207,7 @@ class Study:
         if result.state == "pruned":
             return self.pruning is not None and result.pruned_by == self.pruning.said
         if result.state == "done" and result.early:
-            return self.stop_when_passed and all(
-                result.metrics.get(condition.metric, math.nan) < condition.threshold
-                for criterion in self.criteria
-                for condition in criterion.conditions
-            )
+            return self.stop_when_passed and all(c.holds(result.metrics) for c in self.criteria)
         return True
 
     @property

@@ -187,7 +187,7 @@ class Progress:
         self.results[result.job_id] = result
         self._states[result.state] += 1
         if result.state == "done":
-            met = criteria_met(self.criteria, result.metrics)
+            met = sum(criterion.holds(result.metrics) for criterion in self.criteria)
             self.best.append((self.jobs[result.job_id], result, met))
             self.best = sorted(self.best, key=_order)[:3]
 
@@ -211,14 +211,6 @@ def _order(entry: tuple[Job, Result, int]) -> tuple[float, ...]:
     _, result, met = entry
     values = (reading(result.metrics, name) for name in ("px_error", "loss"))
     return -met, *(math.inf if value is None else value for value in values)
-
-
-def criteria_met(criteria: Iterable[Criterion], metrics: Mapping[str, float]) -> int:
-    """How many criteria hold for one job by itself; gates and seeds are for the ranking."""
-    return sum(
-        all(metrics.get(c.metric, math.nan) < c.threshold for c in criterion.conditions)
-        for criterion in criteria
-    )
 
 
 def duration(seconds: float) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ablate.arm import RankedArm, arm_json, read_arm
 from ablate.compare import LevelCount, compare
+from ablate.finite import finite
 from ablate.nouns import EARLY, Finding, Gate, Job, Result, Study
 from ablate.stats import Effect, pareto_front
 
@@ -59,7 +60,7 @@ class Ranking:
 
     def to_json(self) -> dict[str, Any]:
         """The form of `rank --json`; what is not finite is null."""
-        return _finite(
+        return finite(
             {
                 "study": self.study,
                 "question": self.question,
@@ -221,11 +222,3 @@ def _notes(
     if missing := len(jobs) - len(own):
         notes.append(f"{missing} of {len(jobs)} jobs have not ended")
     return tuple(notes)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -216,10 +216,12 @@ def mean_history(histories: Sequence[Iterable[Point]]) -> list[Point]:
 
 
 def config_name(arm: RankedArm) -> str:
-    """Of an arm's run, with what must be known beside every number of it: `memorises`."""
-    name = f"{arm.arm} · {len(arm.seeds)} seed" + "s" * (len(arm.seeds) != 1)
-    notes = wording.short_notes(arm)
-    return f"{name} · {notes}" if notes else name
+    """Of an arm's run, with what must be known beside every number of it: `memorises`.
+
+    MLflow's table cuts long names, so the seeds, which are a tag as well, stand last.
+    """
+    seeds = f"{len(arm.seeds)} seed" + "s" * (len(arm.seeds) != 1)
+    return " · ".join(part for part in (arm.arm, wording.short_notes(arm), seeds) if part)
 
 
 def config_points(arm: RankedArm, told: Iterable[str]) -> list[Point]:

@@ -192,13 +192,11 @@ def all_hold(
 
     Without `whole`, whether no reading speaks against it; an evaluation does not take them all.
     """
-    for criterion in criteria:
-        for condition in criterion.conditions:
-            value = metrics.get(condition.metric)
-            if value is None and not whole:
-                continue  # an evaluation does not take it
-            if value is None or not value < condition.threshold:
-                return False
+    asked = [condition for criterion in criteria for condition in criterion.conditions]
+    if not whole:
+        asked = [condition for condition in asked if condition.metric in metrics]
+    if not all(condition.holds(metrics) for condition in asked):
+        return False
     return not whole or all(gate.verdict != "failed" for gate in core.gates(metrics, settings))
 
 

@@ -193,8 +193,5 @@ class Search:
 
 
 def _met(criteria: Sequence[Criterion], tried: Tried) -> int:
-    means = {metric: tried.mean(metric) for metric in tried.metrics}
-    return sum(
-        all(value < 0 for value in constraints_of([criterion], means).values())
-        for criterion in criteria
-    )
+    means = {metric: mean for metric in tried.metrics if (mean := tried.mean(metric)) is not None}
+    return sum(criterion.holds(means) for criterion in criteria)

@@ -14,6 +14,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from ablate.adaptive import Direction
+from ablate.finite import finite
 from ablate.nouns import UNSEARCHED, Criterion
 from ablate.search.trials import constraints_of, distributions_of
 from ablate.space import Space
@@ -49,7 +50,7 @@ def finished_trial(
         values=found if complete else None,
         params=params,
         distributions={name: distributions[name] for name in params},
-        user_attrs=_plain(attributes),
+        user_attrs=finite(attributes),
         intermediate_values=dict(intermediate),
         constraints=constraints_of(criteria, metrics) if complete else None,
     )
@@ -83,10 +84,3 @@ def write_storage(
         study.add_trials(trials)
         if sqlite:
             storage.engine.dispose()
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN."""
-    if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -181,7 +181,7 @@ def test_what_must_be_known_beside_a_number_is_in_the_name_of_its_run(another):
     ledger = synthetic.keep(another.ledger.out, another.plan, results)
     rebuild(another.study, another.plan, ledger, judged(another.study, another.plan, ledger))
     (run,) = another.runs("tags.kind = 'config'")
-    assert run.info.run_name == "base · 1 seed · memorises, 1 missing"
+    assert run.info.run_name == "base · memorises, 1 missing · 1 seed"
     said = run.data.tags["mlflow.note.content"].split("\n\n")
     assert said.count("memorises: lanes do not move when the image is swapped") == 1
     assert "visual encoder: attention is spread evenly: the image is not used" in said

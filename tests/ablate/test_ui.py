@@ -147,7 +147,7 @@ def test_in_a_browser_levels_criteria_metrics_and_pictures_are_seen(browser, tmp
     with ui.serve(ledger.out) as (base, server):
         places = ui.links(base, study.name)
         browser.get(places["all configurations"])
-        wait_for(browser, has("'mode=relative · 1 seed'"))
+        wait_for(browser, has("'mode=relative · 1 diverged · 1 seed'"))
         close = (
             "document.querySelector('[data-component-id=\"mlflow.assistant.chat_panel.close\"]')"
         )
