@@ -133,9 +133,6 @@ def run(
     Exit status: 0 all jobs ended (one that diverged ended: that is a finding); 1 some job failed
     or has no result, or a design has arms to come; 2 the request was wrong; 130 stopped by Ctrl-C.
     """
-    from ablate.engines import engine_class
-
-    fuses = engine_class(engine).fuses
     from ablate.display import make_display
     from ablate.run import RunOptions, run, warm_up
     from ablate.table import answer
@@ -151,10 +148,6 @@ def run(
         return made[0], asked.answer(made[0], results)
 
     options = RunOptions(workers, engine, retry_failed, rerun, fused(fuse))
-    if not fuses and (options.fuse or 1) > 1:
-        raise StudyError(
-            f"--fuse: given {fuse}, --engine {engine} runs each job by itself; leave it"
-        )
     warm_up(asked.study, options)
     plan = asked.plan
     crew = gpu_crew(asked, engine, workers, options.fuse)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ablate.core import Core
+from ablate.files import write_atomic
 from ablate.importance import importances_of
-from ablate.ledger import Ledger, write_atomic
+from ablate.ledger import Ledger
 from ablate.nouns import Plan, Result, Study
 from ablate.rank import Ranking, judge, rank
 

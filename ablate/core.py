@@ -126,8 +126,11 @@ class Core(Protocol):
 
     def prepare(
         self, configs: Iterable[Any], cache: Path, progress: Progress | None = None
-    ) -> None:
-        """Compute what jobs share, once, into `cache`."""
+    ) -> list[Path] | None:
+        """Compute what jobs share, once, into `cache`; the files and folders these jobs read there.
+
+        None: it cannot tell, they may read all.
+        """
         ...
 
     def train(

@@ -20,7 +20,7 @@ from typing import Any
 
 from ablate.core import load_core
 from ablate.engines import EngineError, Outcome, StopAsked, Task, make_engine
-from ablate.ledger import write_atomic
+from ablate.files import write_atomic
 from ablate.nouns import Cost, Job, Settings
 from ablate.progress import Shape, shape
 from ablate.worker import captured

@@ -51,7 +51,7 @@ def table(
     out: Out = RUNS,
 ) -> None:
     """A tidy CSV, one row a job: levels, seed, state, readings. `rank --from` reads it again."""
-    from ablate.ledger import write_atomic
+    from ablate.files import write_atomic
     from ablate.shipped import to_table
 
     asked = _ended(request(study, data, checkpoint, seeds, sets, out))

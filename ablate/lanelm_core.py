@@ -149,12 +149,14 @@ class LaneLMCore:
 
     def prepare(
         self, configs: Iterable[Any], cache: Path, progress: Progress | None = None
-    ) -> None:
+    ) -> list[Path]:
         from model.features import prepare_features
 
         distinct = {repr((config.data, config.backbone)): config for config in configs}
-        for config in distinct.values():
+        return [
             prepare_features(config, self._refs(config.data), cache, progress)
+            for config in distinct.values()
+        ]
 
     def train(
         self,

@@ -4,7 +4,7 @@
     OUT/<study>/{study.yaml, ranking.json, report.html}
     OUT/lock
 
-A result is there whole or not at all (`write_atomic`). Events are appended, so a killed writer
+A result is there whole or not at all (`ablate.files`). Events are appended, so a killed writer
 leaves at most one torn line, which readers skip and the next writer closes. Locks are `flock`s:
 the kernel frees them when their holder dies, whatever the file still says.
 """
@@ -18,12 +18,12 @@ import math
 import os
 import shutil
 import socket
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, get_args
 
+from ablate.files import append_line, sync, write_atomic
 from ablate.finite import finite
 from ablate.nouns import Job, Result, State, Study, StudyError
 
@@ -153,7 +153,7 @@ class Ledger:
         folder = self.folder(job_id)
         with suppress(FileNotFoundError):
             (folder / "result.json").unlink()
-            _sync(folder)
+            sync(folder)
 
     def append_event(self, job_id: str, event: Mapping[str, Any]) -> None:
         """Append one line; numbers that are not finite are kept as null."""
@@ -207,81 +207,6 @@ class Ledger:
         line = " ".join(f"{path}: damaged, treated as absent ({reason})".split())
         if line not in self.warnings:
             self.warnings.append(line)
-
-
-def write_atomic(path: Path, text: str, *, flush: bool = True, after: Path | None = None) -> None:
-    """Write so that `path` holds the old content or the new, whole, even after a power cut.
-
-    A temporary neighbour is written and flushed to disk, renamed over `path`, and the folder
-    flushed. On an error (disk full) `path` is as before and the OSError goes on. Without `flush`
-    a kill still leaves the old or the new; a power cut may leave neither. What `after` holds is
-    on disk before the new content has its name.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-        try:
-            _write_all(descriptor, text.encode())
-            if flush:
-                _sync_both(descriptor, after)
-        finally:
-            os.close(descriptor)
-        temporary.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
-    if flush:
-        _sync(path.parent)
-
-
-def append_line(path: Path, line: str) -> None:
-    """Append a line in one write; a torn last line is closed first, so only it is lost."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+", buffering=0) as file:
-        torn = b""
-        if size := file.seek(0, os.SEEK_END):
-            file.seek(size - 1)
-            torn = b"" if file.read(1) == b"\n" else b"\n"
-        _write_all(file.fileno(), torn + line.encode() + b"\n")
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
-
-
-def _sync_both(descriptor: int, path: Path | None) -> None:
-    """Flush two files at once: the disk then commits both in the time of one."""
-    errors: list[OSError] = []
-
-    def sync(path: Path) -> None:
-        try:
-            _sync(path)
-        except FileNotFoundError:  # a job may end without an event
-            return
-        except OSError as error:
-            errors.append(error)
-
-    thread = None if path is None else threading.Thread(target=sync, args=(path,))
-    if thread is not None:
-        thread.start()
-    try:
-        os.fsync(descriptor)
-    finally:
-        if thread is not None:
-            thread.join()
-    if errors:
-        raise errors[0]
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -103,8 +103,8 @@ class ModuleCore:
 
     def prepare(
         self, configs: Iterable[Any], cache: Path, progress: Progress | None = None
-    ) -> None:
-        return None
+    ) -> list[Path] | None:
+        return []
 
     def train(
         self,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,8 +22,9 @@ from ablate.adaptive_designs import follows
 from ablate.core import Core, CoreError, load_core
 from ablate.display import Display
 from ablate.engines import Engine, Notice, Outcome, Place, Task, engine_class, make_engine
+from ablate.files import write_atomic
 from ablate.kin import Kin, may_fuse
-from ablate.ledger import Ledger, write_atomic
+from ablate.ledger import Ledger
 from ablate.nouns import Job, Plan, Result, Study, StudyError
 from ablate.progress import Progress, effort
 from ablate.reader import resolved
@@ -185,7 +186,7 @@ class _Coordinator:
         for job_id in ended:
             self.ledger.mend(self.jobs[job_id])
         self.display.say(self._opening(ended, todo))
-        self.waiting = deque(_Followed(job) for job in todo)
+        self.waiting: deque[_Followed] = deque()
         self.progress = Progress(self.plan.jobs, self.study.criteria)
         self.progress.begin(ended, [job.id for job in todo])
         self.scribe = Scribe(self.make_recorder, self.display.say)
@@ -272,7 +273,13 @@ class _Coordinator:
             ),
         )
         try:
+            if (self.options.fuse or 1) > 1 and not engine.fuses:
+                raise StudyError(
+                    f"--fuse: given {self.options.fuse}, --engine {self.options.engine} runs each "
+                    "job by itself here; leave it"
+                )
             self._prepare(todo, cache, engine)
+            self._enqueue(todo)
             self._prune(cut)
             self._loop(engine)
         finally:
@@ -291,7 +298,8 @@ class _Coordinator:
             if engine.fuses and may_fuse(self.study):
                 how = self.options
                 self.kin.learn(self.core, todo, configs, how.fuse, how.room)
-            self.core.prepare(configs, cache, progress)
+            shared = self.core.prepare(configs, cache, progress)
+            engine.share([cache] if shared is None else shared)
         except _Stopped:
             return
         except CoreError as error:
@@ -324,7 +332,7 @@ class _Coordinator:
             self.scribe.tell("planned", self.plan)
             if todo:
                 self._prepare(todo, self.ledger.out / "cache", engine)
-                self.waiting += [_Followed(job) for job in todo]
+                self._enqueue(todo)
             self._prune(self.shears.extend(new, kept))
 
     def _loop(self, engine: Engine) -> None:
@@ -346,6 +354,19 @@ class _Coordinator:
             self._grow(engine)
             self.scribe.check()
             self.display.tick(self.progress)
+
+    def _enqueue(self, todo: Iterable[Job]) -> None:
+        """Have jobs wait for a worker, but for those that an earlier coordinator's is at."""
+        waiting = [_Followed(job) for job in todo]
+        met = self.engine.follow([followed.task for followed in waiting])
+        if met:
+            self.display.say(f"{len(met)} jobs of an earlier run are followed on")
+        for followed in waiting:
+            if followed.job.id in met:
+                self.running[followed.job.id] = followed
+                self.cohorts[followed.job.id] = [followed]
+            else:
+                self.waiting.append(followed)
 
     def _submit(self, engine: Engine) -> None:
         """Keep the engine's queue just long enough that no worker waits for the coordinator."""
@@ -377,6 +398,11 @@ class _Coordinator:
         return [first, *alike[:room]]
 
     def _opened(self, followed: _Followed) -> bool:
+        """Make a job's folder ready for an attempt; not if it has just ended without us."""
+        result = self.ledger.accepted(followed.job.id, self.study)
+        if followed.attempt == 1 and not self._due(result):
+            self._end_here(followed, Outcome("ended"))
+            return False
         try:
             if followed.attempt == 1:
                 self.ledger.begin(followed.job, self.code["core"])
@@ -465,12 +491,18 @@ class _Coordinator:
         for job_id in verdicts:
             if job_id in self.running:
                 self.engine.cancel(job_id)
+        if not verdicts:  # as most often, and many may wait
+            return
         for followed in [f for f in self.waiting if f.job.id in verdicts]:
             self.waiting.remove(followed)
             if self._opened(followed):  # without the result of an earlier run
-                followed.since = time.monotonic()
-                self.running[followed.job.id] = followed
-                self._ended(followed, Outcome("interrupted"))
+                self._end_here(followed, Outcome("interrupted"))
+
+    def _end_here(self, followed: _Followed, outcome: Outcome) -> None:
+        """A job ends that no worker of this run had."""
+        followed.since = time.monotonic()
+        self.running[followed.job.id] = followed
+        self._ended(followed, outcome)
 
     def _lose(self, job: Job, reason: str) -> None:
         """Say that a job has no result because the ledger takes none; a later run makes it."""

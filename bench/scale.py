@@ -28,7 +28,7 @@ import statistics
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -91,6 +91,12 @@ class Workers:
     @property
     def depth(self) -> int:
         return 2 * self.workers
+
+    def follow(self, tasks: Sequence[Task]) -> set[str]:
+        return set()
+
+    def share(self, paths: Sequence[Path]) -> None:
+        return None
 
     def submit(self, task: Task) -> None:
         self.queue.append(task)

@@ -85,6 +85,18 @@ class Place:
             os.listdir(self.folder(job_id))  # noqa: PTH208 - opening the folder is what does it
 
 
+@dataclass(frozen=True)
+class Order:
+    """What an engine is asked for; `make_engine` says what each is."""
+
+    work: Work
+    workers: int | None = None
+    timeout: float | None = None
+    preload: Sequence[str] = ()
+    stop_asked: StopAsked = lambda: False
+    place: Place | None = None
+
+
 class Engine(Protocol):
     """Runs submitted jobs in the order given, at most `workers` at once."""
 
@@ -101,6 +113,18 @@ class Engine(Protocol):
     @property
     def fuses(self) -> bool:
         """Whether a task may have members."""
+        ...
+
+    def follow(self, tasks: Sequence[Task]) -> set[str]:
+        """Take up what an earlier coordinator left at work; the jobs of these that go on.
+
+        To be asked before anything in their folders is touched: other workers may write there. An
+        attempt that cannot be gone on with (other code) is ended first; this waits until it is.
+        """
+        ...
+
+    def share(self, paths: Sequence[Path]) -> None:
+        """Files and folders of `Place.cache` that the jobs submitted from now on read."""
         ...
 
     def submit(self, task: Task) -> None:
@@ -120,7 +144,7 @@ class Engine(Protocol):
         ...
 
     def cancel(self, job_id: str) -> None:
-        """Ask one job to keep a checkpoint and end; a queued one is `interrupted` at once.
+        """Ask one job to keep a checkpoint and end; a queued one is `interrupted`, untouched.
 
         The others go on. A job that is not here any more is no matter.
         """
@@ -184,9 +208,7 @@ def make_engine(
         stop_asked: true once the user asked to stop; read by work that runs in this process.
         place: where the jobs lie and what each needs; engines of one machine do not read it.
     """
-    return engine_class(name)(
-        work, workers, timeout=timeout, preload=preload, stop_asked=stop_asked, place=place
-    )
+    return engine_class(name)(Order(work, workers, timeout, preload, stop_asked, place))
 
 
 def available_cores() -> int:

@@ -21,6 +21,8 @@ from typing import Any
 from ablate.engines import Outcome, Task
 from ablate.engines.mirror import Parcel, Sender, lay_out
 
+Shared = tuple[str, int, Sequence[Any]]
+"""A file of the cache: name, bytes in all, and pieces that travel by themselves."""
 NEWS_EVERY = 1.0
 """Seconds between the events that are sent."""
 FILES_EVERY, FILES_RATE = 2.0, 2e6
@@ -37,7 +39,6 @@ class FarWorker:
         preload: Sequence[str],
         home: Path | None,
         path: Sequence[str],
-        shared: Sequence[tuple[str, int, Any]],
         get: Callable[[Any], bytes],
     ) -> None:
         """Import what jobs need.
@@ -47,17 +48,15 @@ class FarWorker:
             preload: modules to import now.
             home: where they live on this machine, which does not see OUT; None: it does.
             path: the coordinator's sys.path.
-            shared: what jobs share: name, size, and what `get` makes its bytes of.
-            get: see `shared`.
+            get: makes bytes of a piece of `Shared`.
         """
         sys.path += [entry for entry in path if entry not in sys.path]
         for module in preload:
             importlib.import_module(module)
         if torch := sys.modules.get("torch"):
             torch.set_num_threads(1)
-        self._work, self._home = work, home
+        self._work, self._home, self._get = work, home, get
         if home is not None:
-            fetch(shared, home / "cache", get)
             self._work = work.moved(home, home / "cache")
         self._halted: set[str] = set()
         self._sender: Sender | None = None
@@ -77,8 +76,11 @@ class FarWorker:
     def halt(self, job_id: str) -> None:
         self._halted.add(job_id)
 
-    def run(self, task: Task, parcel: Parcel | None) -> tuple[Outcome, Parcel | None]:
+    def run(
+        self, task: Task, parcel: Parcel | None, shared: Sequence[Shared]
+    ) -> tuple[Outcome, Parcel | None]:
         if parcel is not None and self._home is not None:
+            fetch(shared, self._home / "cache", self._get)
             with self._lock:
                 self._sender = lay_out(self._home / "jobs" / task.job_id, parcel)
                 self._attempt = task.job_id, task.attempt
@@ -139,16 +141,23 @@ def unfit(path: str | None, word: str, work: Any) -> str:
     return misfit() if misfit is not None else ""
 
 
-def fetch(files: Sequence[tuple[str, int, Any]], folder: Path, get: Callable[[Any], bytes]) -> None:
+def remove_home(home: Path) -> None:
+    """Asked on a node, when all is over: remove what was sent there."""
+    shutil.rmtree(home, ignore_errors=True)
+
+
+def fetch(files: Sequence[Shared], folder: Path, get: Callable[[Any], bytes]) -> None:
     """Get what the jobs share, once for all workers of a machine."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        for name, size, where in files:
+        for name, size, pieces in files:
             path = folder / name
             if path.exists() and path.stat().st_size == size:
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_name(f".{path.name}.tmp")
-            temporary.write_bytes(get(where))
+            with temporary.open("wb") as file:  # not `write_atomic`: it is not in memory at once
+                for piece in pieces:
+                    file.write(get(piece))
             temporary.replace(path)

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ablate.files import write_atomic
+
 GROWING = ("events.jsonl", "output.txt")
 LAST = "result.json"
 OURS = ("lock",)
@@ -111,12 +113,7 @@ def lay_in(folder: Path, parcel: Parcel) -> None:
     for name in sorted(parcel.whole, key=lambda name: name == LAST):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with temporary.open("wb") as file:
-            file.write(parcel.whole[name])
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_atomic(path, parcel.whole[name])
 
 
 def lay_out(folder: Path, parcel: Parcel) -> Sender:

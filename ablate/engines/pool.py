@@ -23,7 +23,6 @@ import signal
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
@@ -33,13 +32,13 @@ from multiprocessing.process import BaseProcess
 from ablate.engines import (
     EngineError,
     Notice,
+    Order,
     Outcome,
-    Place,
-    StopAsked,
     Task,
     Work,
     available_cores,
 )
+from ablate.engines.base import BaseEngine
 
 ONE_THREAD: dict[str, str] = {
     "OMP_NUM_THREADS": "1",
@@ -62,42 +61,25 @@ class _Worker:
     gpu: str | None = None
 
 
-class PoolEngine:
+class PoolEngine(BaseEngine):
     """`workers` processes; a job whose process dies or exceeds `timeout` seconds ends alone."""
 
-    in_process = False
-    fuses = True
-
-    def __init__(
-        self,
-        work: Work,
-        workers: int | None = None,
-        *,
-        timeout: float | None = None,
-        preload: Sequence[str] = (),
-        stop_asked: StopAsked = lambda: False,
-        place: Place | None = None,
-    ) -> None:
+    def __init__(self, order: Order) -> None:
+        super().__init__(order)
+        place = order.place
         self._gpus = list(place.gpus) if place else []
         """Of workers that are not there yet, or no more."""
-        self.workers = workers or len(self._gpus) or available_cores()
+        self.workers = order.workers or len(self._gpus) or available_cores()
         self.depth = 2 * self.workers
-        self._work = work
-        self._timeout = timeout
-        self._queue: deque[Task] = deque()
         self._crew: list[_Worker] = []
-        self._notices: list[Notice] = []
         self._stopped = False
         self._context = multiprocessing.get_context("forkserver")
-        warm_up(preload)
+        warm_up(order.preload)
 
     @staticmethod
     def warm_up(preload: Sequence[str]) -> None:
         """Start the slow imports before there is work."""
         warm_up(preload)
-
-    def submit(self, task: Task) -> None:
-        self._queue.append(task)
 
     def pending(self) -> int:
         at_work = sum(worker.job_id is not None for worker in self._crew)
@@ -118,8 +100,7 @@ class PoolEngine:
                 worker.process.kill()
                 self._lose(worker, Outcome("timed out", f"no end within {self._timeout:g} s"))
         self._hand_out()  # the freed workers go on while the coordinator books what ended
-        notices, self._notices = self._notices, []
-        return notices
+        return self._told()
 
     def stop(self) -> None:
         self._stopped = True
@@ -128,9 +109,7 @@ class PoolEngine:
             self._send(worker, STOP if worker.job_id is not None else None)
 
     def cancel(self, job_id: str) -> None:
-        for task in [task for task in self._queue if task.job_id == job_id]:
-            self._queue.remove(task)
-            self._notices.append(Notice(job_id, Outcome("interrupted")))
+        self._forget(job_id)
         for worker in self._crew:
             if worker.job_id == job_id:
                 self._send(worker, job_id)  # by its name: it may be at the next one by then
@@ -172,7 +151,7 @@ class PoolEngine:
         arguments = (theirs, self._work, gpu)
         process = self._context.Process(target=_serve, args=arguments, daemon=True)
         try:
-            with _worker_surroundings():  # the server itself may have died and start anew
+            with worker_surroundings():  # the server itself may have died and start anew
                 process.start()
         except (EOFError, OSError) as error:
             raise EngineError(f"no worker process can be started: {error!r}") from error
@@ -215,7 +194,7 @@ class PoolEngine:
 def warm_up(preload: Sequence[str]) -> None:
     """Start the server that workers are forked from; it imports `preload` while we go on."""
     multiprocessing.forkserver.set_forkserver_preload(list(preload))
-    with _worker_surroundings():
+    with worker_surroundings():
         multiprocessing.forkserver.ensure_running()
 
 
@@ -263,7 +242,7 @@ def _cause_of_death(exitcode: int | None) -> str:
 
 
 @contextlib.contextmanager
-def _worker_surroundings() -> Iterator[None]:
+def worker_surroundings() -> Iterator[None]:
     """What worker processes inherit: one thread in each library, and no ear for polite signals.
 
     Ctrl-C, a closed terminal or a terminated process group reach every process of the group; only

@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import contextlib
 import json
-import secrets
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from ablate.engines import Outcome, StopAsked, Task, Work
+from ablate.files import write_atomic
 
+LETTERS = ("started", "paused", "outcome")
 GLANCE = 0.5
 """Seconds between a task's looks for a request to stop."""
 
@@ -64,8 +65,9 @@ class Element:
             if self._leaving.is_set():
                 return
             write(self._letter(task, "started"), {})
+            stop = self._stopper(task)
             try:
-                outcome = self.work(task, self._stopper(task))
+                outcome = Outcome("interrupted") if stop() else self.work(task, stop)
             except Exception as error:  # noqa: BLE001 - told, as any end is
                 outcome = Outcome("broken", " ".join(f"{type(error).__name__}: {error}".split()))
             if outcome.kind == "interrupted" and self._leaving.is_set():
@@ -90,15 +92,93 @@ class Element:
         return stop
 
 
-def when(letter: Path) -> tuple[bool, int]:
+@dataclass
+class Ticket:
+    """One attempt at one job that the queue has, or is about to have."""
+
+    task: Task
+    record: dict[str, Any]
+    """See `Office`."""
+    halted: bool = False
+    missing: int = 0
+    """Questions in a row in which the queue no longer knew it."""
+
+    @property
+    def name(self) -> str:
+        return self.record["ticket"]
+
+    @property
+    def slurm(self) -> str:
+        """Slurm's id; "" until it has answered."""
+        return self.record["slurm"]
+
+    @property
+    def begun(self) -> bool:
+        """Whether it ever was at work."""
+        return "started" in self.record
+
+    @property
+    def since(self) -> float | None:
+        """Since when it is at work now, in time.time seconds."""
+        return self.record.get("started")
+
+
+class Office:
+    """The coordinator's side: its letters, and what it keeps to find its jobs again.
+
+    A record is `{ticket, slurm, batch, index, of, code}`, and `started`: since when the job is at
+    work by this machine's clock, null while it waits again, absent before its first time.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        for name in ("jobs", "mail", "halt", "logs"):
+            (root / name).mkdir(parents=True, exist_ok=True)
+
+    def records(self) -> dict[str, dict[str, Any]]:
+        """Of each job that an earlier coordinator left."""
+        found = {path.stem: read(path) for path in (self._root / "jobs").glob("*.json")}
+        return {job_id: record for job_id, record in found.items() if record and "slurm" in record}
+
+    def keep(self, job_id: str, record: Mapping[str, Any]) -> None:
+        write(self._root / "jobs" / f"{job_id}.json", record)
+
+    def drop(self, job_id: str, ticket: str) -> None:
+        """Forget an attempt, and what was written about it."""
+        (self._root / "jobs" / f"{job_id}.json").unlink(missing_ok=True)
+        (self._root / "halt" / ticket).unlink(missing_ok=True)
+        for what in LETTERS:
+            (self._root / "mail" / f"{ticket}.{what}.json").unlink(missing_ok=True)
+
+    def halt(self, ticket: str) -> None:
+        """Ask an attempt to keep a checkpoint and end."""
+        (self._root / "halt" / ticket).touch()
+
+    def logs(self, slurm: str) -> Path:
+        return self._root / "logs" / slurm
+
+    def letters(self) -> Iterator[tuple[str, str, Path]]:
+        """Ticket, what it says and the file of each letter, in the order of writing."""
+        for path in sorted((self._root / "mail").glob("*.json"), key=_when):
+            ticket, what = path.name.removesuffix(".json").rsplit(".", 1)
+            yield ticket, what, path
+
+    def kept(self, ticket: str) -> bool:
+        """Whether the job's record still names this ticket: a later run may follow it."""
+        record = read(self._root / "jobs" / f"{ticket.split('~')[0]}.json")
+        return record is not None and record.get("ticket") == ticket
+
+
+def _when(letter: Path) -> tuple[bool, int]:
     """In the order of writing, an end last."""
-    return letter.name.endswith(".outcome.json"), letter.stat().st_mtime_ns
+    try:
+        return letter.name.endswith(".outcome.json"), letter.stat().st_mtime_ns
+    except OSError:  # NFS, at times
+        return True, 0
 
 
-def write(path: Path, value: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    temporary.write_text(json.dumps(value))
-    temporary.replace(path)
+def write(path: Path, value: Mapping[str, Any]) -> None:
+    write_atomic(path, json.dumps(value), flush=False)
 
 
 def read(path: Path) -> dict[str, Any] | None:

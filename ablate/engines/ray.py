@@ -4,7 +4,7 @@ Workers are actors, not one task a job: an actor has imported everything once an
 after the other, so that a short job costs a call (milliseconds) and not the start of a process
 (seconds). Each is pinned to a node that was asked before whether it sees OUT and has the same code.
 
-    coordinator -> actor    run(task, files) | halt(job_id) | news() | life()
+    coordinator -> actor    run(task, files, shared) | halt(job_id) | news() | life()
     actor -> coordinator    Outcome, and, without shared storage, what changed in the job's folder
 
 `life` never returns: its error says that the actor is gone, with its node perhaps. A job that was
@@ -19,18 +19,18 @@ import socket
 import sys
 import tempfile
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ablate.engines import EngineError, Notice, Outcome, Place, StopAsked, Task, Work
-from ablate.engines.far import FarWorker
+from ablate.engines import Notice, Order, Outcome, Task
+from ablate.engines.base import BaseEngine
+from ablate.engines.far import FarWorker, Shared, remove_home
 from ablate.engines.mirror import Parcel, Sender, lay_in
 from ablate.engines.ray_nodes import (
+    Nodes,
     OnNode,
-    Probe,
     RayError,
     RayTaskError,
     cause,
@@ -39,10 +39,12 @@ from ablate.engines.ray_nodes import (
     ray,
     signals_kept,
 )
-from ablate.nouns import StudyError
+from ablate.nouns import Resources, StudyError
 
-NODES_EVERY = 2.0
-"""Seconds between looks at which nodes there are."""
+PIECE = 2**26
+"""Bytes of a shared file that are in memory at once."""
+FAREWELL = 10.0
+"""Seconds that nodes have to remove what was sent to them."""
 
 
 @dataclass
@@ -58,43 +60,33 @@ class _Hand:
     task: Task | None = None
     deadline: float | None = None  # time.monotonic seconds
 
+    @property
+    def calls(self) -> list[Any]:
+        """Those that have not returned."""
+        return [c for c in (self.life, self.ready, self.run, self.news) if c is not None]
 
-class RayEngine:
+
+class RayEngine(BaseEngine):
     """As many actors as the nodes have room for, or `workers`; lost ones are replaced."""
 
-    in_process = False
-
-    def __init__(
-        self,
-        work: Work,
-        workers: int | None = None,
-        *,
-        timeout: float | None = None,
-        preload: Sequence[str] = (),
-        stop_asked: StopAsked = lambda: False,
-        place: Place | None = None,
-    ) -> None:
-        self._work, self._asked, self._timeout = work, workers, timeout
-        self._preload, self._place = tuple(preload), place
-        self._needs = place.resources if place is not None else Place(Path(), Path()).resources
-        self._queue: deque[Task] = deque()
+    def __init__(self, order: Order) -> None:
+        super().__init__(order)
+        place = order.place
+        self._asked, self._preload = order.workers, tuple(order.preload)
+        self._needs = place.resources if place is not None else Resources()
         self._crew: list[_Hand] = []
-        self._notices: list[Notice] = []
-        self._forgotten: list[Notice] = []
-        self._room: dict[str, int] = {}
-        """Node -> actors that it holds."""
-        self._unfit: set[str] = set()
-        self._looked = 0.0
         self._stopped = False
-        self._cache: list[tuple[str, int, Any]] | None = None
-        self._probe = Probe(place)
+        self._shared: dict[str, Shared] = {}
+        self._visited: set[str] = set()
+        """Nodes that have a folder of this study."""
         self._home = None  # where jobs live on nodes that do not see OUT
         if place is not None and place.resources.storage == "local":
             key = hashlib.sha256(f"{socket.gethostname()} {os.getpid()} {place.out}".encode())
             self._home = Path(tempfile.gettempdir()) / f"ablate-{os.getuid()}-{key.hexdigest()[:8]}"
-        self._local = connect((workers or 0) * self._needs.cpus)
+        self._nodes: Nodes | None = None
+        local = connect((order.workers or 0) * self._needs.cpus)
         try:
-            self._look()
+            self._nodes = Nodes(self._needs, place, order.work, local=local)
             self._check()
         except BaseException:
             self.close()
@@ -114,40 +106,51 @@ class RayEngine:
         """Not where folders travel: one goes with a task."""
         return self._home is None
 
-    def submit(self, task: Task) -> None:
-        self._queue.append(task)
+    @property
+    def _room(self) -> dict[str, int]:
+        return self._nodes.room if self._nodes is not None else {}
+
+    def share(self, paths: Sequence[Path]) -> None:
+        """Put files of the cache where the nodes get them from, piece by piece."""
+        if self._home is None or self._place is None:
+            return
+        for path in paths:
+            for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+                name = str(file.relative_to(self._place.cache))
+                if file.is_file() and name not in self._shared:
+                    self._shared[name] = name, file.stat().st_size, list(_pieces(file))
 
     def pending(self) -> int:
         at_work = sum(hand.task is not None for hand in self._crew)
-        return len(self._queue) + len(self._forgotten) + at_work
+        return len(self._queue) + len(self._notices) + at_work
 
     def wait(self, seconds: float) -> list[Notice]:
-        self._look()
+        assert self._nodes is not None
+        self._nodes.look()
         self._hire()
         self._hand_out()
-        calls = {}
-        for hand in self._crew:
-            for call in (hand.life, hand.ready, hand.run, hand.news):
-                if call is not None:
-                    calls[call] = hand
-            if hand.deadline is not None:
-                seconds = min(seconds, hand.deadline - time.monotonic())
-        seconds = 0 if self._notices or self._forgotten else max(seconds, 0)
+        calls: dict[Any, _Hand | None] = dict.fromkeys(self._nodes.questions())
+        calls |= {call: hand for hand in self._crew for call in hand.calls}
+        ends = [hand.deadline for hand in self._crew if hand.deadline is not None]
+        if ends:
+            seconds = min(seconds, min(ends) - time.monotonic())
+        seconds = 0 if self._notices else max(seconds, 0)
         if calls:
             done, _ = ray.wait(list(calls), timeout=seconds, fetch_local=False)
             if done:
                 done, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0)
             for call in done:
-                self._hear(calls[call], call)
+                if (hand := calls[call]) is not None:
+                    self._hear(hand, call)
+                else:
+                    self._nodes.hear(call)
         elif seconds:
             time.sleep(seconds)
         now = time.monotonic()
         for hand in [h for h in self._crew if h.deadline is not None and now >= h.deadline]:
             self._lose(hand, Outcome("timed out", f"no end within {self._timeout:g} s"))
         self._hand_out()
-        notices = [*self._forgotten, *self._notices]
-        self._notices, self._forgotten = [], []
-        return notices
+        return self._told()
 
     def stop(self) -> None:
         self._stopped = True
@@ -157,10 +160,7 @@ class RayEngine:
                 hand.actor.halt.remote(hand.task.job_id)
 
     def cancel(self, job_id: str) -> None:
-        queued = [task for task in self._queue if task.job_id == job_id]
-        for task in queued:
-            self._queue.remove(task)
-            self._forgotten.append(Notice(job_id, Outcome("interrupted")))
+        self._forget(job_id)
         for hand in self._crew:
             if hand.task is not None and hand.task.job_id == job_id:
                 hand.actor.halt.remote(job_id)
@@ -171,39 +171,17 @@ class RayEngine:
         for hand in self._crew:
             ray.kill(hand.actor)
         self._crew.clear()
-        self._probe.remove()
+        if self._nodes is not None:
+            self._nodes.close()
+            if farewells := [
+                _remove.options(num_cpus=0, scheduling_strategy=OnNode(name, soft=False)).remote(
+                    self._home
+                )
+                for name in self._visited & self._room.keys()
+            ]:
+                ray.wait(farewells, num_returns=len(farewells), timeout=FAREWELL)
         with signals_kept():
             ray.shutdown()
-
-    def _look(self) -> None:
-        """See which nodes there are; ask new ones whether they fit."""
-        now = time.monotonic()
-        if now - self._looked < NODES_EVERY and self._room:
-            return
-        self._looked = now
-        alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
-        new = [name for name in alive if name not in self._room and name not in self._unfit]
-        wrong = {} if self._local else self._probe.ask(new, self._work)
-        if wrong and not self._room and not self._crew:
-            name, why = next(iter(wrong.items()))
-            of = f"; so do {len(wrong) - 1} other nodes" if len(wrong) > 1 else ""
-            raise StudyError(f"Ray node {alive[name]['NodeManagerAddress']}: {why}{of}")
-        for name, why in wrong.items():
-            self._unfit.add(name)
-            if self._place:
-                self._place.say(f"Ray node {alive[name]['NodeManagerAddress']} is not used: {why}")
-        self._room = {
-            name: self._holds(node["Resources"])
-            for name, node in alive.items()
-            if name not in self._unfit
-        }
-
-    def _holds(self, resources: dict[str, float]) -> int:
-        """How many jobs a node has room for."""
-        wants = {"CPU": self._needs.cpus, "GPU": self._needs.gpus}
-        if self._needs.memory is not None:
-            wants["memory"] = self._needs.memory * 2**30
-        return min(int(resources.get(k, 0.0) / v + 1e-9) for k, v in wants.items() if v)
 
     def _check(self) -> None:
         if not self.workers:
@@ -218,43 +196,26 @@ class RayEngine:
 
     def _hire(self) -> None:
         """Start actors where there is room, no more than there are jobs for."""
+        room = self._room
         wanted = 0 if self._stopped else min(self.workers, self.pending())
         while len(self._crew) < wanted:
-            taken = dict.fromkeys(self._room, 0)
+            taken = dict.fromkeys(room, 0)
             for hand in self._crew:
                 if hand.node in taken:
                     taken[hand.node] += 1
-            free = [name for name in self._room if taken[name] < self._room[name]]
+            free = [name for name in room if taken[name] < room[name]]
             if not free:
                 return
-            node = max(free, key=lambda name: self._room[name] - taken[name])
+            node = max(free, key=lambda name: room[name] - taken[name])
             actor = _Actor.options(
                 num_cpus=self._needs.cpus,
                 num_gpus=self._needs.gpus or None,
                 memory=self._needs.memory and self._needs.memory * 2**30,
                 scheduling_strategy=OnNode(node, soft=False),
-            ).remote(
-                self._work,
-                self._preload,
-                self._home,
-                sys.path,
-                self._shared(),
-                ray.get,
-            )
+            ).remote(self._work, self._preload, self._home, sys.path, ray.get)
+            if self._home is not None:
+                self._visited.add(node)
             self._crew.append(_Hand(actor, node, actor.life.remote(), actor.ready.remote()))
-
-    def _shared(self) -> list[tuple[str, int, Any]]:
-        """What jobs share, in the object store: name, size, where; made once, when it is ready."""
-        if self._cache is None:
-            self._cache = []
-            if self._home and self._place:
-                root = self._place.cache
-                self._cache = [
-                    (str(path.relative_to(root)), path.stat().st_size, ray.put(path.read_bytes()))
-                    for path in sorted(root.rglob("*"))
-                    if path.is_file()
-                ]
-        return self._cache
 
     def _hand_out(self) -> None:
         for hand in self._crew:
@@ -270,25 +231,24 @@ class RayEngine:
             if self._home and self._place:
                 parcel = Sender(self._place.folder(task.job_id)).changes(final=True)
                 hand.news = _news(hand)
-            hand.run = hand.actor.run.remote(task, parcel)
+            hand.run = hand.actor.run.remote(task, parcel, list(self._shared.values()))
             self._notices.append(Notice(task.job_id))
 
     def _hear(self, hand: _Hand, call: Any) -> None:
         """Take what a call returned; an error means that the actor is gone."""
-        if hand not in self._crew:
+        if hand not in self._crew or self._nodes is None:
             return
         try:
             value: Any = ray.get(call)
         except RayTaskError as error:
-            if call == hand.ready:
-                raise EngineError(f"a Ray worker cannot start: {last_line(error)}") from None
-            self._lose(hand, Outcome("broken", last_line(error)))
+            self._lose(hand, Outcome("broken", last_line(error)), error)
             return
         except RayError as error:
-            self._lose(hand, Outcome("died", cause(error)))
+            self._lose(hand, Outcome("died", cause(error)), error)
             return
         if call == hand.ready:
             hand.ready = None
+            self._nodes.started(hand.node)
         elif call == hand.news:
             self._lay_in(hand, value)
             hand.news = _news(hand) if hand.task is not None else None
@@ -306,13 +266,14 @@ class RayEngine:
         if parcel and hand.task is not None and self._place is not None:
             lay_in(self._place.folder(hand.task.job_id), parcel)
 
-    def _lose(self, hand: _Hand, outcome: Outcome) -> None:
+    def _lose(self, hand: _Hand, outcome: Outcome, error: BaseException | None = None) -> None:
         """An actor that is gone, or is to go."""
         self._crew.remove(hand)
         ray.kill(hand.actor)
-        self._looked = 0.0  # its node may be gone, too
         if hand.task is not None:
             self._notices.append(Notice(hand.task.job_id, outcome))
+        if self._nodes is not None:
+            self._nodes.lost(hand.node, error if hand.ready is not None else None)
 
 
 def _news(hand: _Hand) -> Any:
@@ -322,3 +283,10 @@ def _news(hand: _Hand) -> Any:
 
 
 _Actor = ray.remote(max_restarts=0, max_task_retries=0, max_concurrency=8)(FarWorker)
+_remove = ray.remote(max_retries=0)(remove_home)
+
+
+def _pieces(path: Path) -> Iterator[Any]:
+    with path.open("rb") as file:
+        while piece := file.read(PIECE):
+            yield ray.put(piece)

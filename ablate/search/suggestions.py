@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ablate.ledger import append_line
+from ablate.files import append_line
 from ablate.nouns import StudyError
 from ablate.space import Params
 

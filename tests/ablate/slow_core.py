@@ -7,7 +7,7 @@ processes that are made to be killed.
 import os
 import time
 
-from ablate import ledger
+from ablate import files
 from tests.ablate.toy_core import SETTINGS, criteria, train
 
 __all__ = ["SETTINGS", "criteria", "train"]
@@ -24,4 +24,4 @@ def write_in_halves(descriptor, data):
         time.sleep(PAUSE)
 
 
-ledger._write_all = write_in_halves
+files._write_all = write_in_halves

@@ -19,11 +19,22 @@ from typing import Any
 
 import pytest
 
+from ablate.engines import Notice, Place, Task, make_engine
 from ablate.ledger import Ledger
 from ablate.nouns import Plan, Resources
 from ablate.run import RunSummary
 from tests.ablate import clusters
-from tests.ablate.toys import Heard, numbers, run_toys, starts, toy_job, toy_plan, toy_study
+from tests.ablate.toys import (
+    Heard,
+    Waits,
+    drain,
+    numbers,
+    run_toys,
+    starts,
+    toy_job,
+    toy_plan,
+    toy_study,
+)
 
 pytestmark = [pytest.mark.filterwarnings("ignore::ResourceWarning")]
 
@@ -171,6 +182,28 @@ def test_ctrl_c_keeps_checkpoints_and_a_later_run_goes_on(kind: Kind, tmp_path: 
     run_toys(tmp_path / "calm", calm)
     disturbed = [row["metrics"] for row in numbers(tmp_path, plan.jobs).values()]
     assert disturbed == [row["metrics"] for row in numbers(tmp_path / "calm", calm.jobs).values()]
+
+
+def test_a_cancelled_job_ends_alone(kind: Kind, tmp_path: Path) -> None:
+    place = Place(tmp_path, tmp_path / "cache", resources=kind.resources)
+    engine = make_engine(kind.name, Waits(), 1, place=place)
+    try:
+        for job in ("wait-at-work", "wait-queued", "quick"):
+            engine.submit(Task(job, 1, {}, 0))
+        deadline = time.monotonic() + PATIENCE
+        while Notice("wait-at-work") not in engine.wait(0.1):
+            assert time.monotonic() < deadline
+        for job in ("wait-queued", "wait-at-work", "strange"):
+            engine.cancel(job)
+        outcomes = drain(engine, PATIENCE)
+    finally:
+        engine.close()
+    kinds = {job: outcome.kind for job, outcome in outcomes.items()}
+    assert kinds == {
+        "wait-at-work": "interrupted",
+        "wait-queued": "interrupted",
+        "quick": "ended",
+    }
 
 
 def test_a_hundred_jobs_of_nothing(kind: Kind, tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from ablate import ledger as ledger_module
-from ablate.ledger import Ledger, LockHeld, write_atomic
+from ablate.files import write_atomic
+from ablate.ledger import Ledger, LockHeld
 from ablate.nouns import Job, Result, StudyError
 
 JOB = Job("a1b2c3d4e5f6", "base", {"lr": "3e-4"}, 0, {"optim.lr": 3e-4, "seed": 0})

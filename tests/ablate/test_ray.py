@@ -6,21 +6,23 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
-from ablate.engines import Outcome, StopAsked, Task
+from ablate.engines import EngineError, Outcome, Place, StopAsked, Task, make_engine
 from ablate.engines.far import FarWorker
 from ablate.engines.mirror import Parcel, Sender, lay_in, lay_out
 from ablate.nouns import Resources, StudyError
 from tests.ablate import clusters
-from tests.ablate.toys import Heard, numbers, run_toys, toy_plan, toy_study
+from tests.ablate.toys import Heard, Waits, drain, numbers, run_toys, toy_plan, toy_study
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
@@ -135,6 +137,95 @@ def test_what_no_node_has_is_said_in_one_line(tmp_path: Path) -> None:
         run_toys(tmp_path, toy_plan(1), study=study, engine="ray")
 
 
+@pytest.mark.long
+@needs_ray
+def test_workers_that_cannot_start_end_the_run(tmp_path: Path) -> None:
+    said: list[str] = []
+    place = Place(tmp_path, tmp_path / "cache", say=said.append)
+    with clusters.ray_nodes(1):
+        engine = make_engine("ray", Waits(), 1, preload=("no_such_module",), place=place)
+        try:
+            engine.submit(Task("quick", 1, {}, 0))
+            with pytest.raises(EngineError, match=r"no Ray node is left.*no_such_module"):
+                drain(engine)
+        finally:
+            engine.close()
+    assert any("its workers cannot start" in line for line in said)
+
+
+@dataclass(frozen=True)
+class Ponders(Waits):
+    """A node that is asked for it answers only when there is a file for it to see."""
+
+    folder: Path = Path()
+
+    def misfit(self) -> str:
+        while (self.folder / "think").exists():
+            time.sleep(0.05)
+        return ""
+
+
+@pytest.mark.long
+@needs_ray
+def test_jobs_go_on_while_a_new_node_thinks(tmp_path: Path) -> None:
+    place = Place(tmp_path, tmp_path / "cache")
+    with clusters.ray_nodes(1, cpus=1) as cluster:
+        engine = make_engine("ray", Ponders(folder=tmp_path), place=place)
+        try:
+            assert engine.workers == 1
+            (tmp_path / "think").touch()
+            cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
+            for i in range(4):
+                time.sleep(1)  # until the engine has seen it
+                engine.submit(Task(f"quick-{i}", 1, {}, 0))
+                assert drain(engine, 200)[f"quick-{i}"].kind == "ended"
+                assert engine.workers == 1
+            (tmp_path / "think").unlink()
+            deadline = time.monotonic() + 60
+            while engine.workers == 1:
+                assert time.monotonic() < deadline
+                engine.wait(0.1)
+        finally:
+            engine.close()
+
+
+@pytest.mark.long
+@needs_ray
+def test_a_node_gets_what_its_jobs_read_and_keeps_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ablate.engines.ray.PIECE", 1000)
+    cache = tmp_path / "cache"
+    for name in ("first/a", "second/b", "other/c"):
+        (cache / name).parent.mkdir(parents=True)
+        (cache / name).write_bytes(bytes(range(250)) * 10)
+    homes = Path(tempfile.gettempdir()).glob
+    before = set(homes(f"ablate-{os.getuid()}-*"))
+    place = Place(tmp_path / "out", cache, resources=Resources(storage="local"))
+    with clusters.ray_nodes(1):
+        engine = make_engine("ray", Waits(), 1, place=place)
+        try:
+            read = []
+            for name in ("first", "second"):  # the second is prepared when a worker is there
+                engine.share([cache / name])
+                engine.submit(Task(f"quick-{name}", 1, {}, 0))
+                read.append(drain(engine)[f"quick-{name}"].error)
+            (home,) = set(homes(f"ablate-{os.getuid()}-*")) - before
+            assert (home / "cache/first/a").read_bytes() == (cache / "first/a").read_bytes()
+        finally:
+            engine.close()
+    assert read == ["a first", "a b first second"]
+    assert set(homes(f"ablate-{os.getuid()}-*")) == before
+
+
+@pytest.mark.long
+@needs_ray
+def test_fused_jobs_are_refused_where_folders_travel(tmp_path: Path) -> None:
+    study = toy_study(resources=Resources(storage="local"))
+    with clusters.ray_nodes(1), pytest.raises(StudyError, match="--fuse: given 2, --engine ray"):
+        run_toys(tmp_path, toy_plan(2), study=study, engine="ray", fuse=2)
+
+
 def test_a_mirror_follows_a_folder(tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()
@@ -187,16 +278,16 @@ def test_a_question_left_over_from_one_job_takes_nothing_of_the_next(
         folder.mkdir()
         return Sender(folder).changes(final=True)
 
-    worker = FarWorker(Writes(), (), tmp_path / "home", (), (), lambda where: b"")
+    worker = FarWorker(Writes(), (), tmp_path / "home", (), lambda where: b"")
     heard.set()
-    worker.run(Task("first", 1, {}, 0), empty(tmp_path / "first"))
+    worker.run(Task("first", 1, {}, 0), empty(tmp_path / "first"), ())
     written.clear()
     heard.clear()
     ended: list[Any] = []
     mirror = tmp_path / "second"
     parcel = empty(mirror)
     thread = threading.Thread(
-        target=lambda: ended.append(worker.run(Task("second", 1, {}, 0), parcel))
+        target=lambda: ended.append(worker.run(Task("second", 1, {}, 0), parcel, ()))
     )
     thread.start()
     assert written.wait(60)

@@ -16,7 +16,8 @@ import pytest
 
 from ablate.engines import Task
 from ablate.ledger import Ledger, LockHeld
-from ablate.nouns import Plan
+from ablate.nouns import Job, Plan, Result
+from ablate.progress import Progress
 from ablate.scribe import Scribe
 from ablate.worker import OUTPUT, Worker
 from tests.ablate.toys import CORE, Heard, numbers, run_toys, starts, toy_job, toy_plan, toy_study
@@ -365,3 +366,25 @@ def test_a_clock_that_jumps_changes_nothing(
         assert run_toys(tmp_path / "jumps", plan).trained == ()
     run_toys(tmp_path / "calm", plan)
     assert numbers(tmp_path / "jumps", plan.jobs) == numbers(tmp_path / "calm", plan.jobs)
+
+
+def test_a_result_that_comes_from_elsewhere_meanwhile_is_taken(tmp_path: Path) -> None:
+    plan = toy_plan(4)
+    run_toys(tmp_path / "elsewhere", plan)
+    last = plan.jobs[-1]
+
+    class Delivers(Heard):
+        """When the first job ends, the last one's result lies there: its worker had gone on."""
+
+        def ended(self, progress: Progress, job: Job, result: Result, seconds: float) -> None:
+            super().ended(progress, job, result, seconds)
+            if len(self.ends) == 1:
+                found = Ledger(tmp_path / "elsewhere").result(last.id)
+                assert found is not None
+                Ledger(tmp_path / "out").write_result(found)
+
+    heard = Delivers()
+    summary = run_toys(tmp_path / "out", plan, heard=heard)
+    assert summary.count("done") == 4
+    assert starts(tmp_path / "out", last) == 0
+    assert (last.id, "done") in heard.ends

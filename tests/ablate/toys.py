@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ablate.engines import Engine, Outcome, StopAsked, Task
 from ablate.ledger import Ledger
 from ablate.nouns import Job, Plan, Result, Study
 from ablate.progress import Progress
@@ -99,3 +102,32 @@ def numbers(out: Path, jobs: Sequence[Job]) -> dict[str, dict[str, Any]]:
 def starts(out: Path, job: Job) -> int:
     """How often a job was started."""
     return sum(event.get("event") == "started" for event in Ledger(out).events(job.id))
+
+
+@dataclass(frozen=True)
+class Waits:
+    """Work of an engine by itself: a job called `quick` ends, one called `wait` when it is told."""
+
+    cache: Path = Path()
+
+    def __call__(self, task: Task, stop: StopAsked) -> Outcome:
+        while task.job_id.startswith("wait"):
+            if stop():
+                return Outcome("interrupted")
+            time.sleep(0.01)
+        return Outcome("ended", " ".join(sorted(p.name for p in self.cache.rglob("[a-z]*"))))
+
+    def moved(self, out: Path, cache: Path) -> Waits:
+        return Waits(cache)
+
+
+def drain(engine: Engine, seconds: float = 60) -> dict[str, Outcome]:
+    """Wait until nothing is pending; the outcome of each job."""
+    outcomes: dict[str, Outcome] = {}
+    deadline = time.monotonic() + seconds
+    while engine.pending():
+        assert time.monotonic() < deadline, "the engine hangs"
+        for notice in engine.wait(0.5):
+            if notice.outcome is not None:
+                outcomes[notice.job_id] = notice.outcome
+    return outcomes

@@ -20,6 +20,10 @@ stop() {
 
 if [ "$command" = stop ]; then
   scancel --state=PENDING,RUNNING --user=root 2>/dev/null || true
+  for _ in $(seq 60); do # a slurmstepd would outlive its slurmd
+    [ -n "$(timeout 20 squeue --noheader 2>/dev/null)" ] || break
+    sleep 0.5
+  done
   stop
   exit 0
 fi
