@@ -247,6 +247,7 @@ class _Coordinator:
 
     def _train(self, todo: list[Job], cut: Collection[str]) -> None:
         """Run the jobs `todo`, but for those that earlier results `cut`."""
+        self._refuse_fuse(engine_class(self.options.engine).fuses is not False)
         cache = self.ledger.out / "cache"
         self.worker = Worker(
             self.ledger.out,
@@ -273,17 +274,20 @@ class _Coordinator:
             ),
         )
         try:
-            if (self.options.fuse or 1) > 1 and not engine.fuses:
-                raise StudyError(
-                    f"--fuse: given {self.options.fuse}, --engine {self.options.engine} runs each "
-                    "job by itself here; leave it"
-                )
+            self._refuse_fuse(engine.fuses)  # Ray's depends on its storage
             self._prepare(todo, cache, engine)
             self._enqueue(todo)
             self._prune(cut)
             self._loop(engine)
         finally:
             engine.close()
+
+    def _refuse_fuse(self, fuses: bool) -> None:
+        if (self.options.fuse or 1) > 1 and not fuses:
+            raise StudyError(
+                f"--fuse: given {self.options.fuse}, --engine {self.options.engine} runs each "
+                "job by itself here; leave it"
+            )
 
     def _prepare(self, todo: list[Job], cache: Path, engine: Engine) -> None:
         """Compute what the jobs share, while the engine's server imports its modules."""

@@ -19,6 +19,7 @@ from ablate.ledger import Ledger
 from ablate.nouns import Job, Plan, StudyError
 from ablate.run import RunOptions, run
 from tests.ablate import kin_core
+from tests.ablate.clusters import missing
 from tests.ablate.toys import Heard, toy_job, toy_study
 
 STUDY = toy_study(core="tests.ablate.kin_core", attempts=2)
@@ -109,8 +110,12 @@ def test_fuse_takes_a_number_auto_or_off(given: str) -> None:
     assert [fused(word) for word in ("auto", "off", "8")] == [None, 1, 8]
 
 
-def test_engines_that_move_single_folders_do_not_fuse() -> None:
-    assert ablate("--engine", "slurm", "--fuse", "2", "--out", "nowhere").wait() == 2
+@pytest.mark.skipif(bool(missing("submitit")), reason=missing("submitit"))
+def test_engines_that_move_single_folders_do_not_fuse(tmp_path: Path) -> None:
+    study = toy_study(core="tests.ablate.kin_core")
+    options = RunOptions(engine="slurm", fuse=2)
+    with pytest.raises(StudyError, match="--fuse: given 2, --engine slurm runs each job by itself"):
+        run(study, Plan([kin_job(0)]), tmp_path, options, Heard())
 
 
 def ablate(*arguments: str) -> subprocess.Popen[bytes]:
