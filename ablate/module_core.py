@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ablate.core import CoreError, Enough, Log, Member, Progress
+from ablate.core import CoreError, Member, Progress
 from ablate.nouns import Cost, Criterion, Finding, Gate, Settings, StudyError, Workload
 from ablate.progress import steps
 
@@ -49,6 +49,8 @@ class ModuleCore:
     def __init__(self, module: ModuleType) -> None:
         self._module = module
         self._neutral: dict[str, Any] = {"seed": 0, **module.SETTINGS}
+        self.train: Callable[..., dict[str, float]] = module.train
+        self.criteria: Callable[[], tuple[Criterion, ...]] = module.criteria
         for part in dir(type(self)):
             if not part.startswith("_") and hasattr(module, part):
                 setattr(self, part, getattr(module, part))
@@ -106,17 +108,6 @@ class ModuleCore:
     ) -> list[Path] | None:
         return []
 
-    def train(
-        self,
-        settings: Settings,
-        log: Log,
-        workdir: Path,
-        cache: Path,
-        stop: Callable[[], bool] = lambda: False,
-        enough: Enough | None = None,
-    ) -> dict[str, float]:
-        return self._module.train(settings, log, workdir, cache, stop)
-
     def kinship(self, config: Any) -> str | None:
         return None
 
@@ -127,9 +118,6 @@ class ModuleCore:
         self, members: Sequence[Member], cache: Path
     ) -> Iterator[tuple[int, dict[str, float] | Exception]]:
         raise NotImplementedError(f"{self._module.__name__} trains each job alone")
-
-    def criteria(self) -> tuple[Criterion, ...]:
-        return self._module.criteria()
 
     def gates(self, metrics: Mapping[str, float], settings: Settings) -> tuple[Gate, ...]:
         return ()

@@ -7,7 +7,7 @@ again whenever a job has ended. An arm that was looked at once is not looked at 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 from ablate.adaptive import Tried, tried_of
@@ -73,17 +73,17 @@ class Planner:
         walked: list[str] = []
         for name, kind, design in self._adaptive:
             proposal = design.propose(partial(self._tried, find), slots)
-            refused: dict[Key, str] = {}
+            refused: dict[str, str] = {}
             for arm in (whole(self.study, arm) for arm in proposal.arms):
                 key = key_of(arm)
                 if not self.possible(arm):
-                    refused[key] = self._refused[key]
+                    refused[arm.label] = self._refused[key]
                 elif key not in arms:
                     label = arm.label if arm.label not in labels else "/".join(key)
                     labels.add(label)
                     arms[key] = Arm(label, arm.levels, kind, arm.settings)
             notes += proposal.notes
-            notes += _cannot(name, [reason for reason in refused.values() if reason])
+            notes += _cannot(name, {label: why for label, why in refused.items() if why})
             walked = walked or [arms[key_of(whole(self.study, a))].label for a in proposal.walked]
             more += [proposal.more] if proposal.more else []
         jobs = once((arm, self._jobs_of(arm)) for arm in arms.values())
@@ -182,8 +182,11 @@ def key_of(arm: Arm) -> Key:
     return tuple(arm.levels.values())
 
 
-def _cannot(name: str, reasons: Sequence[str]) -> list[str]:
-    """A line about the arms of a design that cannot be."""
-    n = len(reasons)
-    said = "1 combination cannot be" if n == 1 else f"{n} combinations cannot be, the first"
-    return [f"{name}: {said}: {reasons[0]}"] if reasons else []
+def _cannot(name: str, refused: Mapping[str, str]) -> list[str]:
+    """A line about the arms of a design that cannot be, by label, with the first one's reason."""
+    if not refused:
+        return []
+    label, why = next(iter(refused.items()))
+    why = why.removeprefix(f"arm {label!r}: ")
+    others = f", nor can {len(refused) - 1} others" if len(refused) > 1 else ""
+    return [f"{name}: the combination {label} cannot be ({why}){others}"]

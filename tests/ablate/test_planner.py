@@ -54,7 +54,7 @@ def test_a_path_goes_round_a_combination_that_cannot_be(tmp_path: Path) -> None:
     assert plan.more == ()
     assert "+lr +scale" not in {arm.label for arm in plan.arms}
     (note,) = [note for note in plan.notes if "cannot be" in note]
-    assert note.startswith("paths: 1 combination cannot be: arm '+lr +scale': lr: given 1.0")
+    assert note.startswith("paths: the combination +lr +scale cannot be (lr: given 1.0")
     assert replayed(file, tmp_path / "out") == plan
 
 
