@@ -188,5 +188,5 @@ def _cannot(name: str, refused: Mapping[str, str]) -> list[str]:
         return []
     label, why = next(iter(refused.items()))
     why = why.removeprefix(f"arm {label!r}: ")
-    others = f", nor can {len(refused) - 1} others" if len(refused) > 1 else ""
+    others = f", nor {len(refused) - 1} more" if len(refused) > 1 else ""
     return [f"{name}: the combination {label} cannot be ({why}){others}"]
