@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ablate import gpus
@@ -23,6 +23,7 @@ from tests.ablate.test_engines import drain
 MEMORY = st.lists(st.floats(0, 100_000), min_size=0, max_size=8)
 
 
+@settings(deadline=None)
 @given(MEMORY, st.floats(1, 50_000), st.integers(1, 64))
 def test_what_is_seated_fits_and_no_seat_is_left_free(
     free: list[float], need: float, cores: int
@@ -144,6 +145,7 @@ def test_as_many_workers_as_fit_each_on_its_gpu(
     assert [result["metrics"]["final/gpu"] for result in results] == [6.0] * 4
 
 
+@settings(deadline=None)
 @given(MEMORY, st.floats(1, 50_000), st.integers(1, 64), st.integers(1, 32))
 def test_jobs_that_train_as_one_fit_as_one(
     free: list[float], need: float, cores: int, at_most: int
