@@ -6,6 +6,7 @@ Failures are told the moment they happen and stay on the screen. Nothing here de
 from __future__ import annotations
 
 import heapq
+import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,6 +21,8 @@ from rich.text import Text
 from ablate.nouns import Job, Result
 from ablate.progress import Progress, Running, duration, reading
 
+ESTIMATE_EVERY = 0.5
+"""Seconds between estimates of the time left: each looks at all running jobs."""
 HEARTBEAT = 30.0
 """Seconds between plain lines while nothing starts or ends."""
 
@@ -97,6 +100,7 @@ class PlainDisplay:
         self._clock = clock
         self._spoke = clock()
         self._prepared = -1
+        self._left = (-math.inf, "")
 
     def say(self, text: str, style: str = "") -> None:
         self._spoke = self._clock()
@@ -117,7 +121,11 @@ class PlainDisplay:
 
     def ended(self, progress: Progress, job: Job, result: Result, seconds: float) -> None:
         line = end_line(job, result, seconds)
-        self.say(f"{tally(progress)} {result.state:9} {line}{time_left(progress)}")
+        now = self._clock()
+        if now - self._left[0] >= ESTIMATE_EVERY:
+            self._left = now, time_left(progress)
+        left = self._left[1] if progress.busy else ""
+        self.say(f"{tally(progress)} {result.state:9} {line}{left}")
 
     def tick(self, progress: Progress) -> None:
         if self._clock() - self._spoke < HEARTBEAT:
