@@ -69,6 +69,18 @@ def logged() -> list[str]:
 LOGGED = logged()
 
 
+def result_text() -> str:
+    """A result.json whose id, levels, seed, loss and px error are filled in with `%`."""
+    metrics = dict.fromkeys(READ, 0.5) | {"cost/seconds": 600.0}
+    made = asdict(Result("%s", {}, 0, "done", metrics, code={"core": "x" * 12}))
+    text = json.dumps(made, indent=1).replace('"levels": {}', '"levels": %s', 1)
+    text = text.replace('"seed": 0', '"seed": %d', 1)
+    return text.replace('"metrics": {', '"metrics": {"final/loss": %r, "final/px_error": %r,', 1)
+
+
+RESULT = result_text()
+
+
 @dataclass
 class Workers:
     """An engine (`ablate.engines.Engine`) whose workers are a heap of virtual times."""
@@ -150,11 +162,9 @@ class Workers:
 
     def finish(self, job_id: str) -> None:
         _, _, task = self.running.pop(job_id)
-        metrics = {"final/loss": self.dice.random(), "final/px_error": 10 * self.dice.random()}
-        metrics |= dict.fromkeys(READ, 0.5) | {"cost/seconds": 600.0}
-        result = Result(job_id, task.levels, task.seed, "done", metrics, code={"core": "x" * 12})
-        path = self.out / "jobs" / job_id / "result.json"
-        path.write_text(json.dumps(asdict(result), indent=1))
+        loss, px = self.dice.random(), 10 * self.dice.random()
+        text = RESULT % (job_id, json.dumps(task.levels), task.seed, loss, px)
+        (self.out / "jobs" / job_id / "result.json").write_text(text)
         self.written.pop(job_id, None)
         self.ended += 1
 
