@@ -28,6 +28,7 @@ PARALLEL = 256
 """Tasks that Slurm runs at once where `--workers` says nothing."""
 PATIENCE = 120.0
 """Seconds that a command of Slurm may take; its own limits are below that."""
+LIST = ("squeue", "--me", "--noheader", "--array", "--format=%i")
 LET_GO = 300.0
 """Seconds that Slurm has to end what it was told to cancel: it kills only after its KillWait."""
 PASSING = re.compile(
@@ -133,8 +134,7 @@ class SlurmCluster:
         return [job.job_id for job in jobs]
 
     def alive(self) -> set[str]:
-        listed = self._ask("squeue", "--me", "--noheader", "--array", "--format=%i")
-        return set(listed.split())
+        return set(self._ask(*LIST).split())
 
     def find(self, batch: str, of: int) -> list[str]:
         listed = self._ask("squeue", "--me", "--noheader", f"--name={batch}", "--format=%F")
@@ -143,12 +143,16 @@ class SlurmCluster:
         return [f"{ids[0]}_{i}" for i in range(of)] if of > 1 else ids[:1]
 
     def cancel(self, ids: Iterable[str], *, queued: bool = False) -> str:
-        given = sorted(ids)
-        command = ["scancel", *(["--state=PENDING"] if queued else [])]
+        given = set(ids)
         wrong = ""
+        if queued:  # not `scancel --state`: it takes all that waits of an array, named or not
+            try:
+                given &= set(self._ask(*LIST, "--states=PENDING").split())
+            except Silent as silent:
+                return str(silent)
         for i in range(0, len(given), 500):
             try:
-                self._ask(*command, *given[i : i + 500])
+                self._ask("scancel", *sorted(given)[i : i + 500])
             except Silent as silent:
                 if PASSING.search(str(silent)):  # not: some have ended by themselves
                     wrong = str(silent)
