@@ -10,20 +10,19 @@ steps since the last checkpoints: the next run finds every result and goes on wi
 
 from __future__ import annotations
 
-import math
 import time
-from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ablate.adaptive_designs import follows
 from ablate.core import Core, CoreError, load_core
+from ablate.dispatch import Dispatcher
 from ablate.display import Display
-from ablate.engines import Engine, Notice, Outcome, Place, Task, engine_class, make_engine
+from ablate.engines import Engine, Place, engine_class, make_engine
 from ablate.files import write_atomic
-from ablate.kin import Kin, may_fuse
+from ablate.kin import may_fuse
 from ablate.ledger import Ledger
 from ablate.nouns import Job, Plan, Result, Study, StudyError
 from ablate.progress import Progress, effort
@@ -47,9 +46,6 @@ PRELOAD = ("ablate.worker", "ablate.cli")
 
 TICK = 0.25
 """Seconds between looks at the events of running jobs."""
-LOOK = 0.06
-"""Seconds of a tick that the looks may take; where jobs are many or the disk is slow, those that
-were not looked at come first in the next."""
 
 
 @dataclass(frozen=True)
@@ -135,22 +131,6 @@ def warm_up(study: Study, options: RunOptions) -> None:
 
 
 @dataclass
-class _Followed:
-    """A job on its way, and how far its events have been read."""
-
-    job: Job
-    attempt: int = 1
-    shared: int = 0
-    """Attempts that were made with others as one model: their trouble may not be this job's."""
-    since: float = 0.0
-    offset: int = 0
-
-    @property
-    def task(self) -> Task:
-        return Task(self.job.id, self.attempt, dict(self.job.levels), self.job.seed)
-
-
-@dataclass
 class _Coordinator:
     study: Study
     plan: Plan
@@ -161,15 +141,6 @@ class _Coordinator:
     make_recorder: Callable[[], Recorder] | None
     conclude: Conclude | None
     grow: Grow | None
-    trained: list[str] = field(default_factory=list)
-    kin: Kin = field(default_factory=Kin)
-    running: dict[str, _Followed] = field(default_factory=dict)
-    cohorts: dict[str, list[_Followed]] = field(default_factory=dict)
-    """The jobs of each task under way, by its lead."""
-    news: bool = True
-    """Whether a job has ended since adaptive designs were asked."""
-    at_work: deque[str] = field(default_factory=deque)
-    """Jobs of `running` that have started, the one that was looked at longest ago first."""
 
     def run(self, begin: float) -> RunSummary:
         self.core: Core = load_core(self.study.core)
@@ -186,11 +157,22 @@ class _Coordinator:
         for job_id in ended:
             self.ledger.mend(self.jobs[job_id])
         self.display.say(self._opening(ended, todo))
-        self.waiting: deque[_Followed] = deque()
         self.progress = Progress(self.plan.jobs, self.study.criteria)
         self.progress.begin(ended, [job.id for job in todo])
         self.scribe = Scribe(self.make_recorder, self.display.say)
         self.shears = Shears(self.study.pruning, self.ledger, self.display.say)
+        self.dispatcher = Dispatcher(
+            self.study,
+            self.ledger,
+            self.display,
+            self.stop,
+            self.progress,
+            self.scribe,
+            self.shears,
+            self.code["core"],
+            self._due,
+            share_out=self.options.fuse is None,
+        )
         if todo or self.plan.more:
             kept = {job_id: result for job_id, result in ended.items() if job_id not in again}
             self._train(todo, self.shears.begin(self.plan.jobs, kept))
@@ -203,7 +185,7 @@ class _Coordinator:
             dict(self.progress.results),
             missing,
             self.plan.more,
-            tuple(self.trained),
+            tuple(self.dispatcher.trained),
             self.stop.asked and bool(missing or self.plan.more),
             time.monotonic() - begin,
         )
@@ -249,7 +231,7 @@ class _Coordinator:
         """Run the jobs `todo`, but for those that earlier results `cut`."""
         self._refuse_fuse(engine_class(self.options.engine).fuses is not False)
         cache = self.ledger.out / "cache"
-        self.worker = Worker(
+        worker = Worker(
             self.ledger.out,
             self.study.core,
             cache,
@@ -257,13 +239,13 @@ class _Coordinator:
             criteria=self.study.criteria if self.study.stop_when_passed else None,
             capture=not engine_class(self.options.engine).in_process,
         )
-        self.engine = engine = make_engine(
+        engine = make_engine(
             self.options.engine,
-            self.worker,
+            worker,
             self.options.workers,
             timeout=self.study.timeout,
             preload=(*PRELOAD, *self.core.preload),
-            stop_asked=self._asked,
+            stop_asked=self.dispatcher.asked,
             place=Place(
                 self.ledger.out,
                 cache,
@@ -273,11 +255,12 @@ class _Coordinator:
                 self.options.gpus,
             ),
         )
+        self.dispatcher.serve(engine, worker)
         try:
             self._refuse_fuse(engine.fuses)  # Ray's depends on its storage
             self._prepare(todo, cache, engine)
-            self._enqueue(todo)
-            self._prune(cut)
+            self.dispatcher.enqueue(todo)
+            self.dispatcher.prune(cut)
             self._loop(engine)
         finally:
             engine.close()
@@ -301,7 +284,7 @@ class _Coordinator:
             configs = [self.core.build(job.settings) for job in todo]
             if engine.fuses and may_fuse(self.study):
                 how = self.options
-                self.kin.learn(self.core, todo, configs, how.fuse, how.room)
+                self.dispatcher.kin.learn(self.core, todo, configs, how.fuse, how.room)
             shared = self.core.prepare(configs, cache, progress)
             engine.share([cache] if shared is None else shared)
         except _Stopped:
@@ -322,9 +305,9 @@ class _Coordinator:
 
     def _ask(self, engine: Engine) -> None:
         """Take the jobs that adaptive designs made of what has ended since they were asked."""
-        while self.news and self.grow is not None and not self.stop.asked:
-            self.news = False
-            slots = max(engine.workers, 1) - len(self.waiting) - engine.pending()
+        while self.dispatcher.news and self.grow is not None and not self.stop.asked:
+            self.dispatcher.news = False
+            slots = max(engine.workers, 1) - len(self.dispatcher.waiting) - engine.pending()
             self.plan = self.grow(self.progress.results, max(slots, 0))
             new = [job for job in self.plan.jobs if job.id not in self.jobs]
             self.jobs |= {job.id: job for job in new}
@@ -332,203 +315,32 @@ class _Coordinator:
             todo = sorted((job for job in new if self._due(found[job.id])), key=_longest_first)
             kept = {k: r for k, r in found.items() if r is not None and not self._due(r)}
             self.progress.extend(new, kept, todo)
-            self.news = len(todo) < len(new)  # some had run before, for another study
+            self.dispatcher.news = len(todo) < len(new)  # some had run before, for another study
             self.scribe.tell("planned", self.plan)
             if todo:
                 self._prepare(todo, self.ledger.out / "cache", engine)
-                self._enqueue(todo)
-            self._prune(self.shears.extend(new, kept))
+                self.dispatcher.enqueue(todo)
+            self.dispatcher.prune(self.shears.extend(new, kept))
 
     def _loop(self, engine: Engine) -> None:
         stopping = False
         self._grow(engine)
-        while self.waiting or engine.pending():
+        while self.dispatcher.waiting or engine.pending():
             if self.stop.asked and not stopping:
                 stopping = self.progress.stopping = True
-                self.waiting.clear()
+                self.dispatcher.waiting.clear()
                 engine.stop()
                 self.display.say("Stopping: running jobs keep a checkpoint. Ctrl-C again: now.")
-            self._submit(engine)
+            self.dispatcher.submit()
             notices = engine.wait(TICK)
             self.progress.workers = max(min(engine.workers, len(self.plan.jobs)), 1)
             self.scribe.begin(self.plan)  # once the workers are at it
             for notice in notices:
-                self._hear(notice)
-            self._look_around()
+                self.dispatcher.hear(notice)
+            self.dispatcher.look_around()
             self._grow(engine)
             self.scribe.check()
             self.display.tick(self.progress)
-
-    def _enqueue(self, todo: Iterable[Job]) -> None:
-        """Have jobs wait for a worker, but for those that an earlier coordinator's is at."""
-        waiting = [_Followed(job) for job in todo]
-        met = self.engine.follow([followed.task for followed in waiting])
-        if met:
-            self.display.say(f"{len(met)} jobs of an earlier run are followed on")
-        for followed in waiting:
-            if followed.job.id in met:
-                self.running[followed.job.id] = followed
-                self.cohorts[followed.job.id] = [followed]
-            else:
-                self.waiting.append(followed)
-
-    def _submit(self, engine: Engine) -> None:
-        """Keep the engine's queue just long enough that no worker waits for the coordinator."""
-        while self.waiting and engine.pending() < engine.depth:
-            ready = [followed for followed in self._next() if self._opened(followed)]
-            if ready:
-                self.running |= {followed.job.id: followed for followed in ready}
-                self.cohorts[ready[0].job.id] = ready
-                for followed in ready:
-                    followed.shared += len(ready) > 1
-                lead, *others = (followed.task for followed in ready)
-                engine.submit(replace(lead, members=tuple(others)))
-
-    def _next(self) -> list[_Followed]:
-        """Take the next job, and those that train as one model with it; a retried one is alone."""
-        first = self.waiting.popleft()
-        room = self.kin.room(first.job.id) if first.attempt == 1 else 0
-        if not room:
-            return [first]
-        alike = [
-            other
-            for other in self.waiting
-            if other.attempt == 1 and self.kin.alike(first.job.id, other.job.id)
-        ]
-        if self.options.fuse is None:  # no worker is to wait while others train many
-            room = min(room, math.ceil((len(alike) + 1) / max(self.engine.workers, 1)) - 1)
-        for followed in alike[:room]:
-            self.waiting.remove(followed)
-        return [first, *alike[:room]]
-
-    def _opened(self, followed: _Followed) -> bool:
-        """Make a job's folder ready for an attempt; not if it has just ended without us."""
-        result = self.ledger.accepted(followed.job.id, self.study)
-        if followed.attempt == 1 and not self._due(result):
-            self._end_here(followed, Outcome("ended"))
-            return False
-        try:
-            if followed.attempt == 1:
-                self.ledger.begin(followed.job, self.code["core"])
-            else:
-                self.ledger.create(followed.job)  # sweeps what a killed writer left half written
-        except OSError as error:
-            self._lose(followed.job, f"its folder cannot be written ({error.strerror})")
-            return False
-        return True
-
-    def _hear(self, notice: Notice) -> None:
-        cohort = self.cohorts[notice.job_id]
-        if notice.outcome is None:
-            for followed in cohort:
-                self._started(followed)
-            return
-        del self.cohorts[notice.job_id]
-        for followed in cohort:
-            self._ended(followed, notice.outcome.members.get(followed.job.id, notice.outcome))
-
-    def _started(self, followed: _Followed) -> None:
-        followed.since = time.monotonic()
-        if followed.job.id not in self.at_work:
-            self.at_work.append(followed.job.id)
-        self.progress.started(followed.job.id, followed.attempt, followed.since)
-        self.display.started(self.progress, followed.job, followed.attempt)
-        if followed.attempt == 1:
-            self.scribe.tell("job_started", followed.job)
-
-    def _ended(self, followed: _Followed, outcome: Outcome) -> None:
-        job = followed.job
-        self._follow(followed)
-        del self.running[job.id]
-        if job.id in self.at_work:
-            self.at_work.remove(job.id)
-        result = self._settle(followed, outcome)
-        now = time.monotonic()
-        self.progress.ended(job.id, result, now)
-        if result is not None:
-            self.news = True
-            self.trained.append(job.id)
-            self.display.ended(self.progress, job, result, now - followed.since)
-            self.scribe.tell("job_finished", job, result, self.ledger.folder(job.id))
-            self._prune(self.shears.ended(job, result))
-
-    def _settle(self, followed: _Followed, outcome: Outcome) -> Result | None:
-        """The job's result; None when it is to run again, now or in a later run."""
-        job = followed.job
-        result = self.ledger.result(job.id)
-        if result is None and self.shears.cut(job.id):
-            last, why = self.shears.last_readings(job.id)
-            pruned = self.worker.result(followed.task, "pruned", last, why)
-            return self._keep(followed, replace(pruned, pruned_by=self.shears.said))
-        if result is not None or outcome.kind == "interrupted":
-            return result
-        if self.stop.asked and outcome.kind != "timed out":
-            return None  # what stopping broke is no failure: it stays missing
-        error = outcome.error or "it ended without a result"
-        attempts = self.study.attempts + followed.shared
-        late = outcome.kind == "timed out" and not (followed.shared and followed.attempt == 1)
-        if not late and followed.attempt < attempts:
-            self.display.say(f"{job.arm} seed {job.seed}: {error}; trying again", "yellow")
-            followed.attempt += 1
-            self.waiting.append(followed)
-            return None
-        return self._keep(followed, self.worker.result(followed.task, "failed", {}, error))
-
-    def _keep(self, followed: _Followed, result: Result) -> Result | None:
-        try:
-            self.ledger.write_result(result)
-        except OSError as trouble:
-            line = f"{result.error}; this cannot be written ({trouble.strerror})"
-            self._lose(followed.job, line)
-            return None
-        return result
-
-    def _asked(self) -> bool:
-        """Whether to stop; asked by jobs in this process, which may be pruned only then."""
-        if self.shears.sharp:
-            for followed in list(self.running.values()):
-                self._follow(followed)
-        return self.stop.asked
-
-    def _prune(self, verdicts: Collection[str]) -> None:
-        """Tell jobs to stop. Those that wait for a worker end here."""
-        for job_id in verdicts:
-            if job_id in self.running:
-                self.engine.cancel(job_id)
-        if not verdicts:  # as most often, and many may wait
-            return
-        for followed in [f for f in self.waiting if f.job.id in verdicts]:
-            self.waiting.remove(followed)
-            if self._opened(followed):  # without the result of an earlier run
-                self._end_here(followed, Outcome("interrupted"))
-
-    def _end_here(self, followed: _Followed, outcome: Outcome) -> None:
-        """A job ends that no worker of this run had."""
-        followed.since = time.monotonic()
-        self.running[followed.job.id] = followed
-        self._ended(followed, outcome)
-
-    def _lose(self, job: Job, reason: str) -> None:
-        """Say that a job has no result because the ledger takes none; a later run makes it."""
-        self.progress.ended(job.id, None, time.monotonic())
-        self.display.say(f"{job.arm} seed {job.seed}: {reason}", "bold red")
-
-    def _look_around(self) -> None:
-        """Follow the jobs at work in turn, as far as this tick's time goes."""
-        end = time.monotonic() + LOOK
-        for _ in range(len(self.at_work)):
-            self._follow(self.running[self.at_work[0]])
-            self.at_work.rotate(-1)
-            if time.monotonic() > end:
-                return
-
-    def _follow(self, followed: _Followed) -> None:
-        job = followed.job
-        events, followed.offset = self.ledger.read_events(job.id, followed.offset)
-        if events:
-            self.progress.events(job.id, events)
-            self.scribe.tell("job_events", job, events)
-            self._prune(self.shears.heard(job, events))
 
 
 class _Stopped(Exception):  # noqa: N818 - asked for, not a mistake
