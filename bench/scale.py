@@ -38,6 +38,7 @@ from unittest import mock
 from rich.console import Console
 
 import ablate.run as coordinator
+from ablate.dispatch import LOOK
 from ablate.display import PlainDisplay, screen
 from ablate.engines import Notice, Outcome, Task
 from ablate.ledger import Ledger
@@ -295,8 +296,8 @@ def draw(path: Path, workers: Workers, looks: list[tuple[int, float, float]]) ->
     ns = [n for n, _, _ in looks]
     right.loglog(ns, [ms for _, ms, _ in looks], marker="o", label="a look at all event files")
     right.loglog(ns, [ms for _, _, ms in looks], marker="s", label="drawing the screen")
-    right.axhline(1e3 * coordinator.LOOK, color="0.6", linestyle="--")
-    right.text(ns[0], 1e3 * coordinator.LOOK * 1.1, "what a tick gives to looks", color="0.4")
+    right.axhline(1e3 * LOOK, color="0.6", linestyle="--")
+    right.text(ns[0], 1e3 * LOOK * 1.1, "what a tick gives to looks", color="0.4")
     right.set(xlabel="running jobs", ylabel="ms")
     right.set_title("What each tick costs", fontsize=10)
     right.legend(fontsize=8)
@@ -346,7 +347,7 @@ def main() -> None:
         write(f"    {n:6,} {ms:10.1f} {drawn:10.1f}")
     fit = statistics.median(ms / n for n, ms, _ in looks)
     write(
-        f"  all are looked at in each tick up to {1e3 * coordinator.LOOK / fit:,.0f} running jobs"
+        f"  all are looked at in each tick up to {1e3 * LOOK / fit:,.0f} running jobs"
     )
     workers = given.workers * clock / max(work, 1e-9)
     write(f"  it would fall behind at about {math.floor(workers / 1000) * 1000:,} workers")
