@@ -134,10 +134,12 @@ def run(
     or has no result, or a design has arms to come; 2 the request was wrong; 130 stopped by Ctrl-C.
     """
     from ablate.display import make_display
+    from ablate.engines import engine_class
     from ablate.run import RunOptions, run, warm_up
     from ablate.table import answer
     from ablate.timing import gpu_crew
 
+    engine_class(engine)  # one that is not there is refused before anything is read
     asked = request(study, data, checkpoint, seeds, sets, out)
     asked.options = replace(asked.options, resources=tuple(resources or ()))
     asked.ledger.prepare()

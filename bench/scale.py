@@ -346,9 +346,7 @@ def main() -> None:
     for n, ms, drawn in looks:
         write(f"    {n:6,} {ms:10.1f} {drawn:10.1f}")
     fit = statistics.median(ms / n for n, ms, _ in looks)
-    write(
-        f"  all are looked at in each tick up to {1e3 * LOOK / fit:,.0f} running jobs"
-    )
+    write(f"  all are looked at in each tick up to {1e3 * LOOK / fit:,.0f} running jobs")
     workers = given.workers * clock / max(work, 1e-9)
     write(f"  it would fall behind at about {math.floor(workers / 1000) * 1000:,} workers")
     if given.figure is not None:
