@@ -2,7 +2,7 @@
 
 import sys
 
-from ablate.cli import main
+from ablate.cli import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program())

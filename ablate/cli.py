@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import gc
 import itertools
 import os
 import sys
@@ -120,6 +121,19 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(exports.app, name="export")
+
+
+def program() -> int:
+    """What `ablate` runs: the command line in a process of its own.
+
+    Looking for cycles in the million objects of MLflow and pandas took a tenth of a command's time,
+    and a second more at its end (a study of 96 jobs recorded from scratch).
+    """
+    gc.set_threshold(20_000, 20, 100)
+    try:
+        return main()
+    finally:
+        gc.freeze()  # the process ends: nothing is left to be freed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,7 +12,7 @@ Slurm that SLURM_CONF names (tests/engines/slurm_here.sh).
 from __future__ import annotations
 
 import argparse
-import shutil
+import os
 import statistics
 import sys
 import tempfile
@@ -51,8 +51,9 @@ SIDES = {
 
 
 def missing(side: Side) -> bool:
+    """Whether its library or cluster is not there."""
     if side.needs == "sbatch":
-        return shutil.which("sbatch") is None or find_spec("submitit") is None
+        return "SLURM_CONF" not in os.environ or find_spec("submitit") is None
     return bool(side.needs) and find_spec(side.needs) is None
 
 
@@ -106,7 +107,7 @@ def main() -> None:
         if pool and name != "pool"
     )
     for name in [name for name in given.only or SIDES if name not in names]:
-        console.print(f"{name}: not measured, {SIDES[name].needs} is not there")
+        console.print(f"{name}: not measured, {SIDES[name].needs} is not there (Slurm: SLURM_CONF)")
 
 
 if __name__ == "__main__":

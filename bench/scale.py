@@ -285,10 +285,10 @@ def draw(path: Path, workers: Workers, looks: list[tuple[int, float, float]]) ->
     pairs = list(itertools.pairwise(points))
     rate = [60 * (b["work"] - a["work"]) / max(b["clock"] - a["clock"], 1) for a, b in pairs]
     ended = [b["ended"] / 1e3 for _, b in pairs]
-    left.plot(ended, rate)
+    left.semilogy(ended, rate)
     left.axhline(60, color="0.6", linestyle="--")
-    left.text(0, 57, "falls behind", va="top", color="0.4")
-    left.set(xlabel="thousand jobs ended", ylabel="seconds", ylim=(0, 65))
+    left.text(0, 50, "falls behind", va="top", color="0.4")
+    left.set(xlabel="thousand jobs ended", ylabel="seconds", ylim=(0.01, 200))
     left.set_title(f"Coordinator, a minute of {workers.workers:,} workers", fontsize=10)
     middle.plot([p["ended"] / 1e3 for p in points], [p["mb"] for p in points])
     middle.set(xlabel="thousand jobs ended", ylabel="MB", ylim=(0, None))
