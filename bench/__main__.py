@@ -35,7 +35,7 @@ SCRIPTS: dict[str, tuple[list[str], list[str]]] = {
     "fuse": (["--repeats", "5"], ["--k", "1", "4", "--levels", "p5", "--repeats", "5"]),
     "study": (["--steps", "300"], ["--steps", "20", "--side", "ours"]),
     "answers": ([], ["--repeats", "1"]),
-    "engines": (["--rounds", "3"], ["--rounds", "1", "--only", "inline", "--only", "pool"]),
+    "engines": (["--rounds", "5"], ["--rounds", "1", "--only", "inline", "--only", "pool"]),
 }
 """Script -> its options, and those of a quick run. `python -m bench.study --steps 2000`, half an
 hour a side, and `python -m bench.scale`, a simulation, are apart."""
