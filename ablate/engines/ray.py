@@ -30,9 +30,9 @@ from ablate.engines.far import FarWorker, Shared, remove_home
 from ablate.engines.mirror import Parcel, Sender, lay_in
 from ablate.engines.ray_nodes import (
     Nodes,
-    OnNode,
-    RayError,
-    RayTaskError,
+    OnNode,  # pyright: ignore[reportAttributeAccessIssue]
+    RayError,  # pyright: ignore[reportAttributeAccessIssue]
+    RayTaskError,  # pyright: ignore[reportAttributeAccessIssue]
     cause,
     connect,
     last_line,
