@@ -51,7 +51,7 @@ def rebuild(text: str, draw: bool = False) -> str:
             figures.FIGURES[kind](path, name, *arguments)
         elif not path.exists():
             raise SystemExit(f"RESULTS.md: {file} is not drawn yet: make results")
-        return f"![{kind} of {name}]({path.relative_to(ROOT)})\n"
+        return f"![{kind} of {name}: {', '.join(arguments)}]({path.relative_to(ROOT)})\n"
 
     return BLOCK.sub(block, text)
 
