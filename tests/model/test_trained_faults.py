@@ -1,7 +1,8 @@
 """Faults that are really there: each legacy level's signature, and each diagnosis, on trained jobs.
 
 The jobs overfit three rendered scenes, seen through random features, in 200 steps. The healthy one
-meets every criterion, sees its images, and no rule has anything to say about it.
+meets every criterion, tells its images apart, and no rule has anything to say about it: none is
+held out, where a model of three images is lost and said to be.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ pytestmark = pytest.mark.long
 HEALTHY: dict[str, Any] = {
     "backbone.name": "random",
     "data.train_images": 3,
-    "data.val_images": 2,
+    "data.val_images": 0,
     "visual.levels": "p5",
     "visual.position": "aligned",
     "model.attention": "qk_norm",
@@ -179,7 +180,6 @@ def test_label_order_makes_an_id_another_lane_in_every_image(job: Trainer, root:
         "data__roots": [root],
         "data__train_images": 6,
         "batch__images": 6,
-        "data__val_images": 0,
     }
     short = many | {"optim__steps": 60, "evaluation__every": 60}
     jobs = [job(data__lane_order=order, **short) for order in ("left_to_right", "label")]
@@ -192,7 +192,7 @@ def test_label_order_makes_an_id_another_lane_in_every_image(job: Trainer, root:
 
 
 def test_clipping_onto_the_crop_bends_the_top_row(job: Trainer, root: str) -> None:
-    rows = {"data__roots": [root], "data__val_images": 0}
+    rows = {"data__roots": [root]}
     cut, clip = (job(data__above_crop=how, **rows) for how in ("cut", "clip"))
     assert cut["floor/px_error_max"] < 2.1
     assert clip["floor/px_error_max"] > 3
@@ -257,6 +257,7 @@ FAULTS: dict[str, dict[str, Any]] = {
     "far_off": {"tokenizer__mode": "relative_clamped"},
     "memorises": {
         "data__train_images": 1,
+        "data__val_images": 2,
         "visual__position": "sinusoidal",
         "model__attention": "plain",
     },
@@ -293,6 +294,14 @@ def test_the_healthy_job_is_healthy_and_nothing_is_said(healthy: Job) -> None:
             assert healthy[condition.metric] < condition.threshold, condition.metric
     assert healthy.failed_gates() == set()
     assert healthy.findings() == {}
+
+
+def test_a_healthy_job_of_three_images_is_lost_on_others_and_that_is_all(job: Trainer) -> None:
+    seen = job(data__val_images=2)
+    assert seen["val/px_error"] > 10 > seen["final/px_error"]
+    assert seen.failed_gates() == {"sees_image"}
+    assert set(seen.findings()) == {"memorises"}
+    assert "held out" in seen.findings()["memorises"].text
 
 
 @pytest.mark.parametrize("rule", FAULTS)
