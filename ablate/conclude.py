@@ -60,7 +60,7 @@ def write_report(
     from ablate.report import render_markdown, render_report
     from ablate.runs import pictures_of
 
-    histories = {job_id: list(ledger.events(job_id)) for job_id in results}
+    histories = {job_id: ledger.read_events(job_id)[0] for job_id in results}
     pictures = {
         job_id: [picture.path for picture in pictures_of(ledger.folder(job_id))]
         for job_id in results

@@ -169,10 +169,14 @@ class Dispatcher:
             self.prune(self.shears.ended(job, result))
 
     def _settle(self, followed: Followed, outcome: Outcome) -> Result | None:
-        """The job's result; None when it is to run again, now or in a later run."""
+        """The job's result; None when it is to run again, now or in a later run.
+
+        A result that lies there but cannot be read just now is never written over.
+        """
         job = followed.job
         result = self.ledger.result(job.id)
-        if result is None and self.shears.cut(job.id):
+        unread = result is None and (outcome.kind == "ended" or self.ledger.holds_result(job.id))
+        if result is None and not unread and self.shears.cut(job.id):
             last, why = self.shears.last_readings(job.id)
             pruned = self.worker.result(followed.task, "pruned", last, why)
             return self._keep(followed, replace(pruned, pruned_by=self.shears.said))
@@ -181,12 +185,16 @@ class Dispatcher:
         if self.stop.asked and outcome.kind != "timed out":
             return None  # what stopping broke is no failure: it stays missing
         error = outcome.error or "it ended without a result"
+        error = "its result cannot be read" if unread else error
         attempts = self.study.attempts + followed.shared
         late = outcome.kind == "timed out" and not (followed.shared and followed.attempt == 1)
         if not late and followed.attempt < attempts:
             self.display.say(f"{job.arm} seed {job.seed}: {error}; trying again", "yellow")
             followed.attempt += 1
             self.waiting.append(followed)
+            return None
+        if unread:
+            self._lose(job, f"{error}; a later run takes it, or makes it again")
             return None
         return self._keep(followed, self.worker.result(followed.task, "failed", {}, error))
 

@@ -134,6 +134,16 @@ class Ledger:
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             return self._damaged(path, f"{type(error).__name__}: {error}")
 
+    def holds_result(self, job_id: str) -> bool:
+        """Whether a result lies there, readable or not."""
+        try:
+            (self.folder(job_id) / "result.json").lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:  # it may
+            return True
+        return True
+
     def accepted(self, job_id: str, study: Study) -> Result | None:
         """The job's result where the study takes it for its own; else the job has not ended."""
         result = self.result(job_id)
@@ -160,11 +170,24 @@ class Ledger:
         append_line(self.folder(job_id) / "events.jsonl", json.dumps(finite(event)))
 
     def events(self, job_id: str) -> Iterator[dict[str, Any]]:
-        """All whole events, in order. A resumed job repeats the steps after its checkpoint."""
-        yield from self.read_events(job_id)[0]
+        """All whole events, in order. A resumed job repeats the steps after its checkpoint.
+
+        Raises:
+            OSError: they are there but cannot be read (a network's file system, at times).
+        """
+        yield from self._read_events(job_id, 0)[0]
 
     def read_events(self, job_id: str, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
-        """The whole events from a byte offset on, and the offset to go on from."""
+        """The whole events from a byte offset on, and the offset to go on from.
+
+        What cannot be read just now is left for the next time.
+        """
+        try:
+            return self._read_events(job_id, offset)
+        except OSError:
+            return [], offset
+
+    def _read_events(self, job_id: str, offset: int) -> tuple[list[dict[str, Any]], int]:
         try:
             with (self.folder(job_id) / "events.jsonl").open("rb") as file:
                 file.seek(offset)
@@ -214,7 +237,7 @@ def _flock(path: Path, what: str, advice: str) -> Iterator[None]:
     """Hold `path`; its text names the holder for the one who comes second."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+")
+        file = path.open("ab+", buffering=0)
     except OSError as error:
         raise StudyError(f"{path}: cannot be locked ({_reason(error)})") from None
     with file:
@@ -222,17 +245,18 @@ def _flock(path: Path, what: str, advice: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            holder = " ".join(file.read(200).split()) or "another process"
+            holder = " ".join(file.read(200).decode(errors="replace").split()) or "another process"
             raise LockHeld(f"{what}: held by {holder}; {advice}") from None
         except OSError as error:
             raise StudyError(f"{path}: cannot be locked ({_reason(error)})") from None
-        try:
+        with suppress(OSError):  # a full disk: the lock holds without its holder's name
             file.truncate(0)
-            file.write(f"host {socket.gethostname()}, pid {os.getpid()}\n")
-            file.flush()
+            file.write(f"host {socket.gethostname()}, pid {os.getpid()}\n".encode())
+        try:
             yield
         finally:
-            file.truncate(0)
+            with suppress(OSError):
+                file.truncate(0)
 
 
 def _result_from(value: dict[str, Any], job_id: str) -> Result:

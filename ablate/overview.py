@@ -205,5 +205,5 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
 
 
 def _last_step(ledger: Ledger, job: Job) -> int | None:
-    steps = [event["step"] for event in ledger.events(job.id) if "step" in event]
+    steps = [event["step"] for event in ledger.read_events(job.id)[0] if "step" in event]
     return steps[-1] if steps else None

@@ -88,7 +88,7 @@ def unheard(pruning: Pruning | None, results: Mapping[str, Result], ledger: Ledg
             continue
         names = set(result.metrics)
         if pruning.rule != "wilcoxon":
-            steps = [event for event in ledger.events(job_id) if "step" in event]
+            steps = [event for event in ledger.read_events(job_id)[0] if "step" in event]
             names = {name for event in steps for name in event.get("metrics") or {}}
         if pruning.reading in names:
             return None

@@ -149,7 +149,7 @@ class Request:
 
     @cached_property
     def environment(self) -> dict[str, Any]:
-        from ablate.worker import describe_environment
+        from ablate.origin import describe_environment
 
         return describe_environment()
 

@@ -25,12 +25,13 @@ from ablate.files import write_atomic
 from ablate.kin import may_fuse
 from ablate.ledger import Ledger
 from ablate.nouns import Job, Plan, Result, Study, StudyError
+from ablate.origin import describe_code
 from ablate.progress import Progress, effort
 from ablate.reader import resolved
 from ablate.scribe import Recorder, Scribe
 from ablate.shears import Shears
 from ablate.stopping import StopFlag, stop_signals
-from ablate.worker import Worker, describe_code
+from ablate.worker import Worker
 
 if TYPE_CHECKING:
     from ablate.rank import Ranking

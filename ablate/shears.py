@@ -59,7 +59,7 @@ class Shears:
         found: list[str] = []
         for job in jobs:
             if job.id in ended:
-                found += self._note(self._pruner.heard(job, self._ledger.events(job.id)))
+                found += self._note(self._pruner.heard(job, self._ledger.read_events(job.id)[0]))
                 found += self._note(self._pruner.ended(job, ended[job.id]))
         return found
 
@@ -90,7 +90,7 @@ class Shears:
         """What a cut job read last, none of it final, and why it was cut."""
         last: dict[str, float] = {}
         step = 0
-        for event in self._ledger.events(job_id):
+        for event in self._ledger.read_events(job_id)[0]:
             step = event.get("step", step)
             read = event.get("metrics") or {}
             last |= {k: v for k, v in read.items() if v is not None and not k.startswith("final/")}

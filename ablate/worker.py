@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.metadata
 import os
-import platform
-import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +21,8 @@ from typing import Any
 from ablate.core import Core, CoreError, Diverged, Interrupted, Member, load_core
 from ablate.engines import Outcome, StopAsked, Task
 from ablate.ledger import Ledger, LockHeld
-from ablate.nouns import Criterion, Result, Settings, State
+from ablate.nouns import Criterion, Result, Settings, State, StudyError
+from ablate.origin import environment_here
 
 PATIENCE = 10.0
 """Seconds to wait for a job's lock: the worker of a coordinator that was just killed leaves at
@@ -63,12 +61,19 @@ class Worker:
                     kind = "interrupted" if stop() else "broken"
                     outcomes[one.job_id] = Outcome(kind, str(error))
                     continue
+                except StudyError as error:  # a full disk, a file system without locks
+                    outcomes[one.job_id] = Outcome("broken", str(error))
+                    continue
                 if ledger.result(one.job_id) is None:
                     tasks.append(one)
                 else:  # by a worker whose coordinator was killed just then
                     outcomes[one.job_id] = Outcome("ended")
             if tasks and self.capture:
-                held.enter_context(captured(ledger.folder(tasks[0].job_id) / OUTPUT))
+                try:
+                    held.enter_context(captured(ledger.folder(tasks[0].job_id) / OUTPUT))
+                except OSError as error:
+                    outcomes |= {one.job_id: Outcome("broken", _one_line(error)) for one in tasks}
+                    tasks = []
             if len(tasks) == 1:
                 outcomes[tasks[0].job_id] = self._train(ledger, tasks[0], stop)
             elif tasks:
@@ -175,7 +180,7 @@ class Worker:
             error=error,
             attempts=task.attempt,
             code=self.code,
-            environment=_environment() if self.environment is None else self.environment,
+            environment=environment_here() if self.environment is None else self.environment,
             traceback=trace,
         )
 
@@ -226,53 +231,6 @@ class Diary:
                 sys.stderr.write(f"event not written yet: {_one_line(error)}\n")
 
 
-def describe_code(core: str) -> dict[str, str]:
-    """The commit this package was run from (`+` when files differ from it), and the core's hash."""
-    here = Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        try:
-            command = ["git", "-C", str(here), *arguments]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-        except (OSError, subprocess.SubprocessError):
-            return ""
-        return done.stdout.strip()
-
-    commit = git("rev-parse", "--short=12", "HEAD")
-    if commit and git("status", "--porcelain", "--untracked-files=no"):
-        commit += "+"
-    return {"commit": commit, "core": load_core(core).source_hash()}
-
-
-def describe_environment() -> dict[str, Any]:
-    """Python, the libraries that make numbers, and the machine."""
-    versions: dict[str, Any] = {}
-    for name in ("torch", "numpy", "opencv-python-headless"):
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return {
-        "python": platform.python_version(),
-        **versions,
-        "platform": platform.platform(),
-        "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)),
-    }
-
-
-_environment = functools.cache(describe_environment)
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
-
-
 @contextmanager
 def _patient_lock(ledger: Ledger, job_id: str, stop: StopAsked) -> Iterator[None]:
     deadline = time.monotonic() + PATIENCE
@@ -293,21 +251,23 @@ def captured(path: Path) -> Iterator[None]:
     """Send file descriptors 1 and 2 to the end of `path`, libraries' and crash reports included."""
     sys.stdout.flush()
     sys.stderr.flush()
-    kept = os.dup(1), os.dup(2)
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    kept = os.dup(1), os.dup(2)
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.close(file)
     try:
         yield
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):  # a full disk: what it printed is lost, not the job
+                stream.flush()
         for number, copy in enumerate(kept, start=1):
             os.dup2(copy, number)
             os.close(copy)
-        if path.stat().st_size == 0:
-            path.unlink()
+        with suppress(OSError):
+            if path.stat().st_size == 0:
+                path.unlink()
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from ablate.engines import available_cores
-from ablate.worker import describe_environment
+from ablate.origin import describe_environment
 from bench.rows import HANDED_IN, Row
 
 SCRIPTS: dict[str, tuple[list[str], list[str]]] = {

@@ -211,11 +211,22 @@ def make_engine(
     return engine_class(name)(Order(work, workers, timeout, preload, stop_asked, place))
 
 
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""Microseconds of a control group's processor time in how many; absent on other systems."""
+
+
+def affine_cores() -> int:
+    """Cores that this process may run on: all, where the system has no affinities (macOS)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def available_cores() -> int:
     """Cores that this process may use, by its affinity and its control group's quota."""
-    cores = len(os.sched_getaffinity(0))
+    cores = affine_cores()
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        quota, period = CPU_QUOTA.read_text().split()
         cores = min(cores, max(1, round(int(quota) / int(period))))
     except (OSError, ValueError):  # no such group, or "max": no quota
         pass

@@ -315,3 +315,121 @@ def test_an_out_that_takes_no_files(tmp_path, monkeypatch):
     ):
         pass
     assert "\n" not in str(caught.value)
+
+
+def unreadable(monkeypatch, name):
+    """Have a file of that name refuse to be read, as a network's file system does at times."""
+    real_open, real_read = Path.open, Path.read_bytes
+
+    def refuse(path):
+        if path.name == name:
+            raise OSError(errno.ESTALE, "Stale file handle")
+
+    def open_(self, *arguments, **options):
+        refuse(self)
+        return real_open(self, *arguments, **options)
+
+    def read_bytes(self):
+        refuse(self)
+        return real_read(self)
+
+    monkeypatch.setattr(Path, "open", open_)
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+
+
+def test_events_that_cannot_be_read_just_now_are_read_the_next_time(ledger, monkeypatch):
+    ledger.append_event(JOB.id, {"step": 1})
+    _, offset = ledger.read_events(JOB.id)
+    ledger.append_event(JOB.id, {"step": 2})
+    with monkeypatch.context() as patch:
+        unreadable(patch, "events.jsonl")
+        assert ledger.read_events(JOB.id, offset) == ([], offset)
+        with pytest.raises(OSError, match="Stale"):
+            list(ledger.events(JOB.id))
+    assert ledger.read_events(JOB.id, offset)[0] == [{"step": 2}]
+
+
+def half_trained(ledger):
+    ledger.append_event(JOB.id, {"event": "started", "core": "today"})
+    (ledger.folder(JOB.id) / "checkpoint.pt").write_bytes(b"weights")
+    (ledger.folder(JOB.id) / "pictures").mkdir()
+    return ledger.folder(JOB.id)
+
+
+def test_a_job_begins_where_the_same_code_left_it(ledger):
+    folder = half_trained(ledger)
+    ledger.write_result(RESULT)
+    ledger.begin(JOB, "today")
+    assert ledger.result(JOB.id) is None
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "checkpoint.pt",
+        "config.json",
+        "events.jsonl",
+        "pictures",
+    ]
+
+
+def test_a_job_begins_anew_under_other_code_while_its_lock_is_held(ledger):
+    """The lock's file stays: one made anew could be held beside the old one."""
+    folder = half_trained(ledger)
+    with ledger.job_lock(JOB.id):
+        ledger.begin(JOB, "tomorrow")
+        assert sorted(path.name for path in folder.iterdir()) == ["config.json", "lock"]
+        with pytest.raises(LockHeld), Ledger(ledger.out).job_lock(JOB.id):
+            pass
+
+
+def test_a_job_whose_events_cannot_be_read_loses_no_checkpoint(ledger, monkeypatch):
+    folder = half_trained(ledger)
+    with monkeypatch.context() as patch:
+        unreadable(patch, "events.jsonl")
+        with pytest.raises(OSError, match="Stale"):
+            ledger.begin(JOB, "today")
+    assert (folder / "checkpoint.pt").read_bytes() == b"weights"
+
+
+def test_a_forgotten_result_stays_forgotten_after_a_power_cut(ledger, monkeypatch):
+    flushed, fsync = [], os.fsync
+
+    def flush(descriptor):
+        flushed.append(
+            (Path(f"/proc/self/fd/{descriptor}").resolve(), result_path(ledger).exists())
+        )
+        fsync(descriptor)
+
+    ledger.write_result(RESULT)
+    monkeypatch.setattr(os, "fsync", flush)
+    ledger.remove_result(JOB.id)
+    assert flushed == [(ledger.folder(JOB.id), False)]
+
+
+def test_a_lock_holds_on_a_full_disk(ledger, monkeypatch):
+    real = Path.open
+
+    class Full:
+        """A file whose disk is full."""
+
+        def __init__(self, file):
+            self.file = file
+
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            self.file.close()
+
+    monkeypatch.setattr(Path, "open", lambda path, *a, **k: Full(real(path, *a, **k)))
+    with (
+        ledger.job_lock(JOB.id),
+        pytest.raises(LockHeld, match="held by another process"),
+        ledger.job_lock(JOB.id),
+    ):
+        pass
+    with ledger.job_lock(JOB.id):
+        pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from ablate.engines import Task
+from ablate.engines import Outcome, Task
 from ablate.ledger import Ledger, LockHeld
 from ablate.nouns import Job, Plan, Result
 from ablate.progress import Progress
@@ -300,6 +301,60 @@ def test_a_full_disk_fails_no_job_for_good(tmp_path: Path, monkeypatch: pytest.M
     assert len(summary.missing) == 2
     assert sum("No space left" in line and "cannot be written" in line for line in heard.said) == 2
     assert run_toys(tmp_path, plan).count("done") == 2
+
+
+@pytest.mark.parametrize("attempts", [1, 2])
+def test_a_result_that_cannot_be_read_just_now_is_not_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attempts: int
+) -> None:
+    job, heard = toy_job(), Heard()
+    study, read, path = toy_study(attempts=attempts), Path.read_bytes, "result.json"
+
+    def refuse(self: Path) -> bytes:
+        if self.name == path and self.exists():
+            raise OSError(errno.EIO, "Input/output error")
+        return read(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", refuse)
+        summary = run_toys(tmp_path, Plan([job]), study=study, heard=heard)
+    assert summary.missing == (job.id,)
+    assert any("its result cannot be read; a later run" in line for line in heard.said)
+    again = run_toys(tmp_path, Plan([job]))
+    assert again.trained == ()
+    assert again.count("done") == 1
+
+
+def test_a_result_under_a_worker_that_died_is_not_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has its result's name on disk before its process dies; the disk answers later."""
+    job = toy_job()
+    train = Worker.__call__
+
+    def die(self: Worker, *arguments: Any) -> Outcome:
+        train(self, *arguments)
+        return Outcome("died", "killed by SIGKILL")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Worker, "__call__", die)
+        patch.setattr(Ledger, "result", lambda *_: None)
+        assert run_toys(tmp_path, Plan([job]), study=toy_study(attempts=1)).missing == (job.id,)
+    assert run_toys(tmp_path, Plan([job])).count("done") == 1
+
+
+def test_events_that_cannot_be_read_end_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Path.open
+
+    def refuse(self: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+        if self.name == "events.jsonl" and mode == "rb" and self.exists():
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return real(self, mode, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert run_toys(tmp_path, toy_plan(2)).count("done") == 2
 
 
 def test_events_wait_for_room_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
