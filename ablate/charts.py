@@ -9,6 +9,7 @@ import html
 import io
 import math
 import re
+import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 9,
     "text.color": INK,
+    "text.parse_math": False,  # a level may be called $\frac$
     "axes.edgecolor": FAINT,
     "axes.labelcolor": INK,
     "axes.titlesize": 9,
@@ -116,7 +118,9 @@ def forest(effects: Sequence[Effect], title: str) -> str:
             subs = (1.0,) if high > 200 * low else (1.0, 2.0, 5.0)
             _log_axis(axes.xaxis, axes.set_xscale, "x{x:g}", subs)
             axes.set_xlim(low, high)
-        axes.set_yticks(range(len(shown)), [f"{e.factor}: {e.level}" for e in shown])
+        axes.set_yticks(
+            range(len(shown)), [wording.cut(f"{e.factor}: {e.level}", 40) for e in shown]
+        )
         axes.set_ylim(len(shown) - 0.5, -0.5)
         axes.set_title(title, loc="left")
         return _svg(figure, title)
@@ -182,15 +186,16 @@ def interaction(pair: Interaction) -> str:
                 color=(LINE, ACCENT, FAINT, INK)[place % 4],
                 linewidth=1.6,
                 markersize=5,
-                label=f"{pair.other}: {other}",
+                # matplotlib's legends leave out what begins with an underscore
+                label=" " * pair.other.startswith("_") + wording.cut(f"{pair.other}: {other}", 32),
             )
         values = [cell.mean for cell in pair.cells]
         ratios = scale_of(pair.metric) == "ratio" and min(values) > 0
         if ratios and max(values) > 10 * min(values):
             wide = max(values) > 1000 * min(values)
             _log_axis(axes.yaxis, axes.set_yscale, "{x:g}", (1.0,) if wide else (1.0, 2.0, 5.0))
-        axes.set_xticks(range(len(levels)), levels)
-        axes.set_xlabel(pair.factor)
+        axes.set_xticks(range(len(levels)), [wording.cut(level, 24) for level in levels])
+        axes.set_xlabel(wording.cut(pair.factor, 40))
         axes.margins(0.15)
         axes.legend(frameon=False, fontsize=8)
         axes.set_title(wording.name(pair.metric), loc="left")
@@ -232,6 +237,8 @@ def _figure(width: float, height: float, constrained: bool = True) -> Iterator[t
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
+    # the page's own fonts draw the text: those at hand here only measure it
+    warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
     with rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained" if constrained else None)
         yield figure, figure.add_subplot()
@@ -242,13 +249,16 @@ def _svg(figure: Any, label: str) -> str:
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = file.getvalue()
-    text = text[text.index("<svg") :].replace(INK, "currentColor")
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     name = html.escape(label, quote=True)
     # every chart gets ids of its own: clip paths are looked up in the whole page
     salt = f"c{zlib.crc32(text.encode()):x}-"
-    text = re.sub(r'id="', f'id="{salt}', text)
-    text = re.sub(r'(url\(|href=")#', rf"\1#{salt}", text)
+
+    def own(tag: re.Match[str]) -> str:
+        salted = re.sub(r' id="', f' id="{salt}', tag[0])
+        return re.sub(r'(url\(|href=")#', rf"\1#{salt}", salted).replace(INK, "currentColor")
+
+    text = re.sub(r"<[^>]+>", own, text)
     return text.replace("<svg", f'<svg role="img" aria-label="{name}"', 1)
 
 

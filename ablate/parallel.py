@@ -22,6 +22,8 @@ WIDTH, CLOSEST, FARTHEST = 1150, 104, 190
 """px; the axes share a page's breadth, but stand neither too close nor too far apart."""
 SPREAD = 16.0
 """px over which the lines through one level are spread, so that they can be told apart."""
+MOST = 15
+"""Characters of a name beside an axis."""
 DECADES = 10.0
 """Readings compared as ratios that span more are on a logarithmic axis."""
 
@@ -138,7 +140,7 @@ def _line(arm: RankedArm, axes: Sequence[Axis], ranking: Ranking, offset: float)
 
 def _axis(index: int, x: int, axis: Axis) -> str:
     ticks = "".join(
-        f'<text x="{x + 5}" y="{_y(place) + 4}" class="tick">{escape(_cut(text))}</text>'
+        f'<text x="{x + 5}" y="{_y(place) + 4}" class="tick">{_cut(text)}</text>'
         for place, text in axis.ticks
     )
     limit = ""
@@ -148,11 +150,11 @@ def _axis(index: int, x: int, axis: Axis) -> str:
     return (
         f'<g class="axis" data-axis="{index}" data-name="{escape(axis.name)}">'
         f'<path d="M{x} {TOP}V{TOP + HEIGHT}"/>{limit}{ticks}'
-        f'<text x="{x}" y="14" text-anchor="middle">{escape(_cut(axis.name))}</text>'
+        f'<text x="{x}" y="14" text-anchor="middle">{_cut(axis.name)}</text>'
         f'<rect class="brush" x="{x - 9}" y="{TOP}" width="18" height="0"/>'
         f'<rect class="hit" x="{x - 18}" y="{TOP - 6}" width="36" height="{HEIGHT + 12}"/></g>'
     )
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= 15 else text[:14] + "…"
+    return escape(wording.cut(text, MOST))

@@ -62,6 +62,15 @@ def measured(value: Interval | None) -> str:
     return f"{number(value.mean)} ±{number(half, 2)}"
 
 
+def cut(text: str, most: int) -> str:
+    """At most so many characters of a name, for places that have no room for more.
+
+    >>> cut("aligned", 7), cut("aligned", 6)
+    ('aligned', 'align…')
+    """
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
 def name(metric: str) -> str:
     """A metric as people say it: `final/px_error` is `px error`."""
     return metric.rsplit("/", 1)[-1].replace("_", " ")

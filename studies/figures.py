@@ -22,6 +22,7 @@ COLORS = ("#2f7fd6", "#d97706", "#3f9b5b", "#9b4fb0", "#8a8f98")
 FAINT = "#8a8f98"
 STYLE: dict[Any, Any] = {
     "font.size": 9,
+    "text.parse_math": False,
     "axes.titlesize": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,

@@ -39,6 +39,15 @@ FACTORS = (
     Factor("mode", (Level("absolute", {}), Level("relative", {"tokenizer.mode": "relative"}))),
 )
 
+HOSTILE = {
+    "tokens": '_<i onload="alert(1)">$\\frac$',
+    "p5": "</title><script>alert(2)</script>",
+    "full": '曲線 ◎ "url(#a)" href="#b" id="c"',
+    "lr": "'{{ 7 * 7 }}' %s | _lr_ \\ `*` &amp;",
+    "1e-4": "]]>--><b>1e-4</b> ${x}$",
+}
+"""Names of factors and levels -> others that markup, mathematics or a font may trip over."""
+
 SETTINGS = {
     "visual.levels": "full",
     "optim.lr": 3e-4,
@@ -62,6 +71,23 @@ def study(**changes: object) -> Study:
         criteria=CRITERIA,
     )
     return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def hostile(**changes: object) -> Study:
+    """The same study by names that no page, chart or table may take for its own markup."""
+
+    def renamed(factor: Factor) -> Factor:
+        levels = tuple(replace(v, name=HOSTILE.get(v.name, v.name)) for v in factor.levels)
+        return Factor(HOSTILE.get(factor.name, factor.name), levels)
+
+    return study(factors=tuple(map(renamed, FACTORS)), **changes)
+
+
+def plain(text: str) -> str:
+    """A name, or a label made of names, as the study has it that is not hostile."""
+    for name, other in HOSTILE.items():
+        text = text.replace(other, name)
+    return text
 
 
 def plan(of: Study) -> Plan:
@@ -98,16 +124,17 @@ def hash_of(label: str) -> int:
 def metrics(job: Job, px: float = 40.0) -> dict[str, float]:
     """Readings in which `tokens` halves the px error and `lr` quarters it, with noise by seed."""
     noise = random.Random(job.id).uniform(0.97, 1.03) * (1 + 0.05 * job.seed)
+    levels = {plain(name): plain(level) for name, level in job.levels.items()}
     for name, factor in EFFECTS.items():
-        px *= factor if job.levels[name] != FACTORS_FIRST[name] else 1.0
+        px *= factor if levels[name] != FACTORS_FIRST[name] else 1.0
     return {
         "final/loss": 0.01 * px * noise,
-        "final/uniformity": 0.9 if job.levels["lr"] == "3e-4" else 0.42 * noise,
+        "final/uniformity": 0.9 if levels["lr"] == "3e-4" else 0.42 * noise,
         "final/px_error": px * noise,
         "final/zigzag": 0.3 * noise,
         "final/zigzag_flips": 0.001,
         "final/coverage": 0.99,
-        "cost/seconds": 20.0 if job.levels["tokens"] == "p5" else 120.0,
+        "cost/seconds": 20.0 if levels["tokens"] == "p5" else 120.0,
     }
 
 
@@ -133,7 +160,7 @@ def results(of: Plan) -> dict[str, Result]:
         ("mode=relative", "diverged", "loss was nan at step 12 <script>alert(1)</script>"),
         ("all but mode", "failed", "RuntimeError: out of luck"),
     ):
-        job = next((job for job in of.jobs if job.arm == arm and job.seed == 1), None)
+        job = next((j for j in of.jobs if plain(j.arm) == arm and j.seed == 1), None)
         if job is None:  # a study of one seed
             continue
         made[job.id] = replace(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,7 +16,7 @@ import pytest
 
 from ablate import charts, wording
 from ablate.gallery import embed, over_steps
-from ablate.nouns import Design, Plan
+from ablate.nouns import Design, Plan, Study
 from ablate.parallel import axes_of, parallel_coordinates
 from ablate.rank import judge, rank
 from ablate.report import render_markdown, render_report
@@ -60,9 +61,9 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.words).split())
 
 
-def reported(folder: Path, **changes: object) -> tuple[str, str]:
-    """The synthetic study as HTML and Markdown."""
-    study = synthetic.study(**changes)
+def reported(folder: Path, of: Study | None = None) -> tuple[str, str]:
+    """A synthetic study as HTML and Markdown."""
+    study = of or synthetic.study()
     plan = synthetic.plan(study)
     results = synthetic.results(plan)
     ledger = synthetic.keep(folder, plan, results)
@@ -136,6 +137,28 @@ def test_everything_is_escaped(both, page):
     assert "<script>" not in both[1]
 
 
+@pytest.mark.parametrize("design", ["one_at_a_time", "factorial"])
+def test_names_are_words_whatever_they_spell(tmp_path, design):
+    """Nothing that a factor, level or arm is called becomes a tag, a formula or a table's cell."""
+    study = synthetic.hostile(designs=(Design(design),))
+    text, words = reported(tmp_path, study)
+    page = Page(text)
+    assert page.open == []
+    assert text.count("<script>") == 1  # ours
+    assert all(place.startswith(("#", "data:")) for place in page.loads)
+    assert len(page.ids) == len(set(page.ids))
+    names = [html.unescape(name) for name in re.findall(r'data-name="([^"]*)"', text)]
+    assert names[:3] == [factor.name for factor in study.factors]
+    arms = {html.unescape(own) for own in re.findall(r'data-arm="\d+\. ([^"]*)"', text)}
+    assert arms == {job.arm for job in synthetic.plan(study).jobs}
+    for name in (*arms, *synthetic.HOSTILE.values()):
+        assert " ".join(name.split()) in page.text
+    rows = [line for line in words.splitlines() if re.match(r"\| (\d+|-) \|", line)]
+    assert len(rows) == len(arms)
+    assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1
+    assert "<script>" not in words
+
+
 def test_the_first_screen_has_question_answer_and_ranking(page):
     place = page.text.index
     assert place("Which change") < place("No configuration meets all 4") < place("✓ 0.0531 ±0.0058")
@@ -198,7 +221,7 @@ def test_markdown_has_a_table_row_per_arm(both):
 
 
 def test_a_grid_has_its_variance_shares(tmp_path):
-    page = Page(reported(tmp_path, designs=(Design("factorial"),))[0])
+    page = Page(reported(tmp_path, synthetic.study(designs=(Design("factorial"),)))[0])
     assert "Where the variance comes from" in page.text
     assert "tokens x lr" in page.text
 
