@@ -143,7 +143,8 @@ def read_arm(
             if math.isfinite(value):
                 values.setdefault(name, []).append(value)
     metrics = {name: t_interval(found) for name, found in values.items()}
-    own_gates = [gate for job in done for gate in gates.get(job.id, ())]
+    every = (gate for job in done for gate in gates.get(job.id, ()))
+    own_gates = [gate for gate in every if gate.concerns(criteria)]
     troubles = [
         Trouble(job.id, job.seed, states[job.id], results[job.id].error or "no reason given")
         for job in jobs
@@ -178,7 +179,7 @@ def _read_criterion(
     seeds: int,
     whole: bool,
 ) -> CriterionReading:
-    failed = [g.name for g in gates if g.verdict == "failed" and criterion.name in g.voids]
+    failed = [g.name for g in gates if g.verdict == "failed" and criterion.voided(g)]
     voided_by = tuple(dict.fromkeys(failed))
     readings = tuple(
         _read_condition(condition, metrics.get(condition.metric), seeds, whole)

@@ -104,9 +104,9 @@ def best_levels(study: Study) -> dict[str, str]:
 
 
 def void_metrics(study: Study, gates: Iterable[Gate]) -> set[str]:
-    """The metrics of the criteria that a job's failed gates void."""
+    """The metrics of the criteria that a job's failed gates void, by name or as the criterion's."""
     failed = {name for gate in gates if gate.verdict == "failed" for name in gate.voids}
-    return {k.metric for c in study.criteria if c.name in failed for k in c.conditions}
+    return {k.metric for c in study.criteria for k in c.conditions if {c.name, k.metric} & failed}
 
 
 def _crossed(study: Study, frame: pd.DataFrame) -> tuple[list[str], dict[str, str], pd.DataFrame]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -123,16 +123,31 @@ class Criterion:
         """Whether it holds for readings by themselves; gates and seeds are for the ranking."""
         return all(condition.holds(metrics) for condition in self.conditions)
 
+    def voided(self, gate: Gate) -> bool:
+        """Whether a failed gate leaves it without meaning: it is named there, or a reading is."""
+        return self.name in gate.voids or any(c.metric in gate.voids for c in self.conditions)
+
 
 @dataclass(frozen=True)
 class Gate:
-    """A check that qualifies one job's result and voids the criteria it makes meaningless."""
+    """A check that qualifies one job's result and voids the readings it makes meaningless.
+
+    `voids` names readings (`final/px_error`), or criteria: a criterion is void when its name or
+    any of its readings is there.
+    """
 
     name: str
     verdict: Verdict
     value: float | None
     voids: tuple[str, ...]
     note: str
+
+    def concerns(self, criteria: Iterable[Criterion]) -> bool:
+        """Whether it says something of these criteria: it voids one of them, or it voids nothing.
+
+        A gate of readings that no criterion reads is not theirs to pass.
+        """
+        return not self.voids or any(criterion.voided(self) for criterion in criteria)
 
 
 @dataclass(frozen=True)

@@ -193,7 +193,7 @@ def all_hold(
     *,
     whole: bool,
 ) -> bool:
-    """Whether all criteria and gates hold.
+    """Whether all criteria hold, and the gates that concern them.
 
     Without `whole`, whether no reading speaks against it; an evaluation does not take them all.
     """
@@ -202,7 +202,10 @@ def all_hold(
         asked = [condition for condition in asked if condition.metric in metrics]
     if not all(condition.holds(metrics) for condition in asked):
         return False
-    return not whole or all(gate.verdict != "failed" for gate in core.gates(metrics, settings))
+    if not whole:
+        return True
+    gates = (gate for gate in core.gates(metrics, settings) if gate.concerns(criteria))
+    return all(gate.verdict != "failed" for gate in gates)
 
 
 class Diary:

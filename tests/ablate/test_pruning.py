@@ -250,7 +250,9 @@ def test_gates_and_missing_readings_keep_a_job_going() -> None:
     class Gated:
         def gates(self, metrics: Any, settings: Any) -> tuple[Gate, ...]:
             held = "failed" if metrics.get("blind") else "passed"
-            return (Gate("sees", held, None, (), ""),)
+            own = "failed" if metrics.get("holes") else "passed"
+            stray = Gate("of_others", "failed", None, ("c", "held_out"), "")
+            return (Gate("sees", held, None, (), ""), stray, Gate("holes", own, None, ("b",), ""))
 
     criteria = [Criterion("a", (Condition("a", 1.0),)), Criterion("b", (Condition("b", 1.0),))]
     core: Any = Gated()
@@ -260,4 +262,5 @@ def test_gates_and_missing_readings_keep_a_job_going() -> None:
     assert not enough({"a": 0.5, "b": math.nan}, whole=True)
     assert enough({"a": 0.5, "b": 0.5}, whole=True)
     assert not enough({"a": 0.5, "b": 0.5, "blind": 1.0}, whole=True)
+    assert not enough({"a": 0.5, "b": 0.5, "holes": 1.0}, whole=True)
     assert not enough({"b": 2.0}, whole=False)

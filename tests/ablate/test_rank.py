@@ -6,7 +6,21 @@ from dataclasses import replace
 
 import pytest
 
-from ablate.nouns import EARLY, Arm, Design, Factor, Gate, Job, Level, Plan, Result
+from ablate.compare import void_metrics
+from ablate.lanelm_core import LaneLMCore
+from ablate.nouns import (
+    EARLY,
+    Arm,
+    Condition,
+    Criterion,
+    Design,
+    Factor,
+    Gate,
+    Job,
+    Level,
+    Plan,
+    Result,
+)
 from ablate.rank import Ranking, judge, rank
 from tests.ablate import synthetic
 
@@ -102,6 +116,47 @@ def test_a_failed_gate_voids_what_it_makes_meaningless():
     voided = ranking.arm("holes").criteria[2]
     assert voided.voided_by == ("coverage",)
     assert not ranking.arm("holes").pareto
+
+
+@pytest.mark.parametrize(
+    "voids", [("final/px_error",), ("far",), ("final/zigzag", "best/px_error")]
+)
+def test_a_gate_voids_a_criterion_by_its_name_or_by_any_of_its_readings(voids):
+    far = Criterion("far", (Condition("final/px_error", 5.0), Condition("best/px_error", 8.0)))
+    study = synthetic.study(criteria=(far, Criterion("loss", (Condition("final/loss", 0.1),))))
+    plan = synthetic.plan(study)
+    gates = {job.id: (Gate("lanes", "failed", 0.5, voids, "half"),) for job in plan.jobs}
+    ranking = rank(study, plan.jobs, synthetic.results(plan), gates=gates)
+    found = {c.name: c.voided_by for c in ranking.arms[0].criteria}
+    assert found == {"far": ("lanes",), "loss": ()}
+    void = void_metrics(study, next(iter(gates.values())))
+    named = {"far": {"final/px_error", "best/px_error"}}.get(voids[0], set(voids))
+    assert void == named - {"final/zigzag"}  # no criterion reads it
+
+
+def test_a_gate_of_readings_that_no_criterion_reads_is_not_shown():
+    stray = Gate("best_coverage", "failed", 0.5, ("best/px_error",), "half of the held-out rows")
+    arm = ranked({"a": whole()}, gates={"a": stray}).arm("a")
+    assert arm.gates == ()
+    assert not any("held-out" in note for note in arm.notes)
+    assert {c.verdict for c in arm.criteria} == {"passed"}
+    marks = replace(stray, voids=())
+    assert ranked({"a": whole()}, gates={"a": marks}).arm("a").gates[0].name == "best_coverage"
+
+
+def test_held_out_px_stands_behind_its_own_coverage():
+    study = synthetic.study(criteria=(Criterion("held_out", (Condition("best/px_error", 8.0),)),))
+    plan = synthetic.plan(study)
+    core = LaneLMCore()
+    results = {
+        job.id: synthetic.done(job, {"best/px_error": 2.0, "best/coverage": 0.3})
+        for job in plan.jobs
+    }
+    gates, _ = judge(core, plan.jobs, results)
+    arm = rank(study, plan.jobs, results, gates=gates).arms[0]
+    (held_out,) = arm.criteria
+    assert (held_out.verdict, held_out.voided_by) == ("not testable", ("best_coverage",))
+    assert any("30.0% of the labelled points" in note for note in arm.notes)
 
 
 def test_order_is_passed_then_likely_then_margin_then_px():
