@@ -155,7 +155,7 @@ def test_ignored_ends_give_lanes_that_never_end_and_too_many(job: Trainer, healt
     assert ignored["final/length_error"] > healthy["final/length_error"] + 3
     assert ignored["final/lane_count_error"] > 0.5 > healthy["final/lane_count_error"]
     assert ignored["final/points_ratio"] > 1.5
-    assert "lane_count" in ignored.failed_gates()
+    assert {"lane_count", "lane_length"} <= ignored.failed_gates()
 
 
 @pytest.fixture(scope="module")
@@ -299,7 +299,8 @@ def test_the_healthy_job_is_healthy_and_nothing_is_said(healthy: Job) -> None:
 def test_a_healthy_job_of_three_images_is_lost_on_others_and_that_is_all(job: Trainer) -> None:
     seen = job(data__val_images=2)
     assert seen["val/px_error"] > 10 > seen["final/px_error"]
-    assert seen.failed_gates() == {"sees_image"}
+    held_out = {name for name in seen.failed_gates() if name.startswith(("val_", "best_"))}
+    assert seen.failed_gates() - held_out == {"sees_image"}
     assert set(seen.findings()) == {"memorises"}
     assert "held out" in seen.findings()["memorises"].text
 
