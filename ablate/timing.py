@@ -60,8 +60,10 @@ def gpu_crew(asked: Request, engine: str, workers: int | None, fuse: int | None 
     Raises:
         StudyError: the jobs want a GPU and there is none.
     """
-    local = engine in ("pool", "inline")
-    if not local or not on_gpu(asked):
+    if engine not in ("pool", "inline"):
+        return Crew()
+    _refuse_missing(asked)
+    if not on_gpu(asked):
         return Crew()
     free = gpus.free_memory_mb(asked.study.core)
     if not free:
@@ -108,6 +110,21 @@ def _seated(asked: Request, free: Sequence[float], workers: int | None, fuse: in
     names = gpus.visible_names(len(free))
     seats = found or gpus.assigned(free, need, 1)
     return Crew(tuple(names[gpu] for gpu in seats), room)
+
+
+def _refuse_missing(asked: Request) -> None:
+    """Refuse a GPU that jobs name by its number and that is not here."""
+    devices = {job.workload.device for job in asked.plan.jobs}
+    named = {int(device.partition(":")[2]): device for device in devices if ":" in device}
+    if not named:
+        return
+    here, last = len(gpus.free_memory_mb(asked.study.core)), max(named)
+    if last >= here:
+        seen = ", ".join(f"cuda:{gpu}" for gpu in range(here)) or "no GPU is seen here"
+        raise StudyError(
+            f"{asked.study.source}: runtime.device: given {named[last]!r}; allowed: {seen}; or "
+            "let them train on cpu, or elsewhere: --engine ray or slurm"
+        )
 
 
 def on_gpu(asked: Request) -> bool:

@@ -29,6 +29,7 @@ from model.console import (
     write_whole,
 )
 from model.data import DataError, check_scenes, make_splits
+from model.device import missing
 from model.features import FeatureError
 from model.lanelm import LaneLM
 from model.loss import YWeight
@@ -135,9 +136,8 @@ def _train(argv: Sequence[str]) -> int:
 
 def _check(config: TrainConfig) -> None:
     """Look at device, images, labels and weights before anything is written."""
-    device = config.runtime.device
-    if device != "cpu" and not torch.cuda.is_available():
-        raise RequestError(f"runtime.device: given {device!r}, but no CUDA device is here; use cpu")
+    if lacking := missing(config.runtime.device):
+        raise RequestError(lacking)
     splits = make_splits(config.data)
     check_scenes([*splits.train, *splits.val, *splits.test], config.data)
     if config.backbone.checkpoint:

@@ -37,7 +37,9 @@ def attend(
         return mix(attention_weights(q, k, padding), v)
     mask = None if padding is None else ~padding[:, None, None, :]
     heads = q.view(B, M, H, d).transpose(1, 2)
-    y = F.scaled_dot_product_attention(heads, k.mT, v.mT, attn_mask=mask, scale=1.0)
+    # the fused kernels take no key or value whose channels do not lie side by side
+    keys, values = k.mT.contiguous(), v.mT.contiguous()
+    y = F.scaled_dot_product_attention(heads, keys, values, attn_mask=mask, scale=1.0)
     return y.transpose(1, 2).reshape(B, M, -1)
 
 

@@ -94,6 +94,7 @@ def other_weights(model: LaneLM, weights: Mapping[str, Tensor] | None) -> Iterat
 def reset_peak_memory(device: torch.device) -> None:
     """Let `peak_memory_mb` count from now on, where the system can."""
     if device.type == "cuda":
+        torch.cuda.init()  # nothing of this process may have asked for the device yet
         torch.cuda.reset_peak_memory_stats(device)
     with suppress(OSError):  # elsewhere than on Linux, or not allowed: the peak of the process
         Path("/proc/self/clear_refs").write_text("5")

@@ -16,6 +16,7 @@ from ablate import gpus
 from ablate.cli import main
 from ablate.engines import Outcome, Place, StopAsked, Task, make_engine
 from ablate.gpus import RESERVE, SLACK, assigned, seats, shared_seats, visible_names
+from ablate.nouns import Workload
 from ablate.request import request
 from ablate.timing import Crew, gpu_crew
 from tests.ablate.test_engines import drain
@@ -127,6 +128,22 @@ def test_jobs_for_a_gpu_are_refused_in_one_line_where_there_is_none(
     assert main(["run", *study]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "no GPU is seen here" in line
+
+
+def test_a_gpu_named_by_a_number_has_to_be_here(
+    study: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = Workload((), 5, 0, "cuda:2")
+    monkeypatch.setattr("tests.ablate.gpu_core.workload", lambda config: named)
+    monkeypatch.setattr(gpus, "free_memory_mb", lambda core: (6_000.0, 11_000.0))
+    assert main(["run", *study]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "given 'cuda:2'; allowed: cuda:0, cuda:1" in line
+    asked = request(study[0], None, None, None, None, Path(study[-1]))
+    monkeypatch.setattr(gpus, "free_memory_mb", lambda core: (6_000.0,) * 3)
+    assert gpu_crew(asked, "pool", None) == Crew()
+    monkeypatch.setattr(gpus, "free_memory_mb", lambda core: ())
+    assert gpu_crew(asked, "ray", None) == Crew()  # another machine may have it
 
 
 def test_as_many_workers_as_fit_each_on_its_gpu(

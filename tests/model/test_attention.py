@@ -105,6 +105,23 @@ def test_weights_are_those_that_mix(path: str):
     torch.testing.assert_close(attend(q, k, v, padding), mixed, **CLOSE)
 
 
+def test_a_gpu_s_fused_kernels_get_channels_that_lie_side_by_side(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Keys and values are channel-first; a meta tensor stands for a device that is no CPU."""
+    seen = []
+    monkeypatch.setattr(
+        F, "scaled_dot_product_attention", lambda *given, **_: seen.append(given) or given[0]
+    )
+    q = torch.empty(1, 6, 8, device="meta")
+    k, v = (torch.empty(1, 2, 4, 10, device="meta") for _ in range(2))
+    assert attend(q, k, v).shape == (1, 6, 8)
+    ((_, keys, values),) = seen
+    assert keys.shape == values.shape == (1, 2, 10, 4)
+    assert keys.is_contiguous()
+    assert values.is_contiguous()
+
+
 def test_other_types_take_torch_s_way():
     layer, plain = Linear(64, 64).double(), nn.Linear(64, 64).double()
     plain.load_state_dict(layer.state_dict())

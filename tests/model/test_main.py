@@ -13,6 +13,7 @@ import torch
 from model import __main__ as command
 from model.checkpoint import load_checkpoint
 from model.console import Display
+from model.device import missing
 from model.presets import build
 from tests.model.tiny import settings
 
@@ -174,6 +175,19 @@ def test_without_a_gpu_cuda_is_refused(
     config = write(tmp_path / "job.json", settings(runtime__device="cuda"))
     assert command.main([str(config), "--out", str(tmp_path / "out")]) == 2
     assert "no CUDA device" in one_line(capsys)
+
+
+@pytest.mark.parametrize(("device", "fits"), [("cuda:2", False), ("cuda:1", True), ("cuda", True)])
+def test_a_gpu_that_is_not_there_is_refused(
+    device: str, fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    said = missing(device)
+    assert (said == "") == fits
+    if not fits:
+        assert "given 'cuda:2'" in said
+        assert "allowed: cpu, cuda, cuda:0, cuda:1" in said
 
 
 def test_a_diverged_job_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
