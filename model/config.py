@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from model.fields import (
     Count,
+    Decay,
     NonNegative,
     Number,
     Part,
@@ -78,7 +79,9 @@ class BackboneConfig(Part):
     checkpoint: str | None = outside_identity(
         None, description="CLRerNet weights, for clrernet_dla34; their content is fingerprinted"
     )
-    random_seed: int = Field(default=0, description="seed of the random pyramid")
+    random_seed: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="seed of the random pyramid"
+    )
     random_channels: Count = Field(default=32, description="channels of the random pyramid")
 
     @model_validator(mode="after")
@@ -214,7 +217,9 @@ class LossConfig(Part):
         default="fixed",
         description="staged: 0 until the running loss stays low, y_first, then a ramp",
     )
-    y_threshold: Positive = Field(default=0.1, description="running x loss that ends stage 1")
+    y_threshold: Positive = Field(
+        default=0.1, description="running x loss that ends stage 1; of hard targets if softened"
+    )
     y_patience: Count = Field(
         default=20, description="steps in a row the running loss must stay there"
     )
@@ -270,8 +275,8 @@ class OptimConfig(Part):
     warmup: Annotated[int, Field(ge=0)] = Field(default=0, description="steps of linear warm-up")
     clip: Positive | None = Field(default=1.0, description="gradient norm bound; null: none")
     weight_decay: NonNegative = Field(default=0.01, description="AdamW's, on matrices only")
-    beta1: Share = Field(default=0.9, description="first moment's decay")
-    beta2: Share = Field(default=0.999, description="second moment's decay")
+    beta1: Decay = Field(default=0.9, description="first moment's decay")
+    beta2: Decay = Field(default=0.999, description="second moment's decay")
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="bf16: autocast")
 
     @model_validator(mode="after")
@@ -382,7 +387,10 @@ class EvaluationConfig(Part):
 
 
 class RuntimeConfig(Part):
-    """Where and how a job runs: nothing here changes its numbers beyond float rounding."""
+    """Where and how a job runs: nothing here changes its numbers beyond float rounding.
+
+    But for dropout, whose masks a GPU draws otherwise than a CPU.
+    """
 
     device: str = outside_identity(
         "cpu", description="cpu, cuda or cuda:N", pattern=r"^(cpu|cuda(:\d+)?)$"
@@ -426,6 +434,18 @@ class TrainConfig(Part):
             raise ValueError(
                 f"model.d_model={self.model.d_model} must be a multiple of 4 for sinusoids"
             )
+        if self.decode.ends == "x_or_y":
+            loss = self.loss
+            if loss.ends == "ignored":
+                raise ValueError(
+                    "decode.ends=x_or_y with loss.ends=ignored: the y head is never shown an end; "
+                    "allowed: decode.ends=x, or loss.ends=learned"
+                )
+            if loss.y_weight == 0 and (loss.y_schedule == "fixed" or loss.y_first == 0):
+                raise ValueError(
+                    "decode.ends=x_or_y with loss.y_weight=0: the y head is never trained; "
+                    "allowed: decode.ends=x, or loss.y_weight above 0"
+                )
         return self
 
 

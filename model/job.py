@@ -159,7 +159,9 @@ class Job:
             clip = self.config.optim.clip
             self.progress.clipped += clip is not None and read["grad_norm"] > clip
             read["clipped_share"] = self.progress.clipped / step
-            event = self.y_weight.observe(step, read["loss_x"])
+            # a softened target has a floor of its own, which no threshold could be set under
+            softened = self.config.loss.soft_bins or self.config.loss.label_smoothing
+            event = self.y_weight.observe(step, read["loss" if softened else "loss_x"])
             if self.y_weight.stage:
                 read["y_stage"] = float(self.y_weight.stage)
             self.progress.stepped = {f"train/{name}": value for name, value in read.items()}

@@ -28,6 +28,17 @@ def uniformity(
     return entropy / log_n, entropy.exp()
 
 
+def looked_at(
+    model: LaneLM, memory: Memory, weights: Float[Tensor, "*rows K"]
+) -> tuple[Float[Tensor, "*rows N"], int]:
+    """Give attention over the original tokens, and how many of them there were to choose from.
+
+    A pooled token is made of all of them. Of the top K the others are no keys: K.
+    """
+    cells = memory.over_cells(weights)
+    return cells, (weights if model.config.visual.select == "topk" else cells).shape[-1]
+
+
 def looking_readings(
     model: LaneLM, bank: Bank, split: EvalSplit, known: Known | None = None
 ) -> tuple[dict[str, float], dict[str, float]]:
@@ -36,8 +47,8 @@ def looking_readings(
     Of attention: `uniformity` and `effective_tokens` are means over images, blocks, heads and
     queries, taken after the entropy of each. Queries are the rows with a point and the first end of
     each lane, where the loss teaches what to look at. With pooling they are over the original
-    tokens, decoder weights times pool weights, and `uniformity_slots` is over the pooled ones.
-    `uniformity_block<i>` are the blocks' own.
+    tokens, decoder weights times pool weights, and `uniformity_slots` is over the pooled ones; of
+    the top K it is over those K. `uniformity_block<i>` are the blocks' own.
 
     Of the tokens: their `mean` and `std`, and those of the frozen features they are made of.
 
@@ -53,7 +64,7 @@ def looking_readings(
             split.indices, images(model, bank, split, 1), strict=True
         ):
             logits_x, logits_y, weights = model.look(memory, *model.shift(targets.ids))
-            _read_attention(looks, memory, targets, weights)
+            _read_attention(looks, model, memory, targets, weights)
             tokens.add("mean", memory.tokens)
             tokens.add("square", memory.tokens.double().square())
             if known is not None and row not in known.lanes and can_guess(model):
@@ -65,15 +76,16 @@ def looking_readings(
     return looks.all(), _spread(tokens.all()) | _feature_readings(model, bank, split)
 
 
-def _read_attention(looks: _Means, memory: Memory, targets: Targets, weights: list[Tensor]) -> None:
+def _read_attention(
+    looks: _Means, model: LaneLM, memory: Memory, targets: Targets, weights: list[Tensor]
+) -> None:
     """Add what one image's attention says, block by block."""
     queries = plain_steps(targets)[0]  # (L, T)
     for i, of_block in enumerate(weights):
         p = of_block[:, :, queries].float()  # (1, heads, queries, N)
         if memory.pool_weights is not None:
             looks.add("uniformity_slots", uniformity(p, p.shape[-1])[0])
-            p = memory.over_cells(p)
-        even, tokens = uniformity(p, p.shape[-1])  # whole images: no key is masked
+        even, tokens = uniformity(*looked_at(model, memory, p))  # whole images: no key is masked
         looks.add("uniformity", even)
         looks.add("effective_tokens", tokens)
         looks.add(f"uniformity_block{i}", even)

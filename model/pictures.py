@@ -13,7 +13,7 @@ from model.config import TrainConfig
 from model.draw import Image, Sheet, draw_attention, draw_overlay, merge_levels, tile
 from model.eval_split import EvalSplit, polylines
 from model.lanelm import LaneLM
-from model.looking import uniformity
+from model.looking import looked_at, uniformity
 from model.metrics import px_readings
 from model.passes import Bank, Known, decode, evaluating, images
 from model.tokenizer import row_positions
@@ -76,8 +76,7 @@ def attention_sheet(
         lane_ids = torch.tensor([lane], device=ids.device)
         for i, weights in enumerate(model.attention(memory, ids, y_in, lane_ids)):
             own = weights[:, :, 0, step].float()  # (1, heads, N)
-            cells = memory.over_cells(own)
-            even = uniformity(cells, cells.shape[-1])[0][0]
+            even = uniformity(*looked_at(model, memory, own))[0][0]
             levels = [level[0].cpu().double().numpy() for level in memory.maps(i, own)]
             row = []
             for head in range(heads):

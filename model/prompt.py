@@ -25,9 +25,11 @@ def prompt_of(tokenizer: Tokenizer, x: Float[Tensor, "B L T"]) -> Int[Tensor, "B
     """Turn keypoints, x px at the rows (nan: none), into a prompt for `LaneLM.generate`.
 
     It reaches to the last keypoint of any lane. Rows before a lane's first keypoint are given as
-    blanks, those after its last are free, and so is a lane without keypoints.
+    blanks. Those between two keypoints and after the last are free, and so is a lane without
+    keypoints; a lane that the model ends in a gap stays ended.
     """
     given = ~x.isnan()
     later = given.flip(-1).cumsum(-1).flip(-1) > 0  # at or before the last keypoint
-    ids = torch.where(later, tokenizer.encode(x), FREE)
+    before = later & (given.cumsum(-1) == 0)
+    ids = torch.where(given | before, tokenizer.encode(x), FREE)
     return ids[..., : int(later.any(0).any(0).sum())]

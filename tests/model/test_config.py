@@ -45,6 +45,20 @@ def test_yaml_reads_3e_4_as_a_string_and_we_accept_it() -> None:
         ({"optim.schedule": "cosine", "optim.lr": 1e-7}, ["lr_min", "must not exceed"]),
         ({"model.memory": "per_level", "visual.levels": "p5"}, ["model.memory=per_level"]),
         ({"decode.smooth": 4}, ["decode", "smooth=4", "odd"]),
+        ({"optim.beta1": 1.0}, ["optim.beta1", "given 1.0", "less than 1"]),
+        ({"optim.beta2": 1.0}, ["optim.beta2", "given 1.0", "less than 1"]),
+        (
+            {"backbone.name": "random", "backbone.random_seed": -1},
+            ["backbone.random_seed", "given -1", "0"],
+        ),
+        (
+            {"decode.ends": "x_or_y", "loss.y_weight": 0.0},
+            ["decode.ends=x_or_y", "loss.y_weight=0", "never trained", "allowed"],
+        ),
+        (
+            {"decode.ends": "x_or_y", "loss.ends": "ignored"},
+            ["decode.ends=x_or_y", "loss.ends=ignored", "allowed"],
+        ),
         ({"data.roots": ["x"], "data.geometry": "y"}, ["geometry", "no effect"]),
     ],
 )
@@ -76,6 +90,13 @@ def test_a_bad_setting_is_refused_in_one_line(settings: dict, says: list[str]) -
 def test_a_knob_that_nothing_reads_is_refused(settings: dict) -> None:
     with pytest.raises(SettingError, match="no effect"):
         build(settings)
+
+
+def test_a_y_head_that_a_stage_trains_may_end_lanes() -> None:
+    staged = {"decode.ends": "x_or_y", "loss.y_weight": 0.0, "loss.y_schedule": "staged"}
+    assert build(staged).loss.y_first == 0.1
+    with pytest.raises(SettingError, match="never trained"):
+        build(staged | {"loss.y_first": 0.0})
 
 
 def test_identity_holds_what_changes_numbers_and_nothing_else() -> None:

@@ -103,6 +103,15 @@ def test_pooled_attention_is_read_over_the_original_tokens(memory_bank: MemoryBa
     assert read["uniformity"] == pytest.approx(0.5 * math.log(8) / math.log(24))
 
 
+def test_of_the_top_tokens_those_that_are_left_count(memory_bank: MemoryBank) -> None:
+    """Even attention over K of 24 tokens is uniform: the others are no keys."""
+    config = config_with(visual__select="topk", visual__select_tokens=8)
+    read, _ = looking_readings(Looks(config, CHANNELS), memory_bank, split_of(config, [0]))
+    assert read["uniformity_block0"] == pytest.approx(0, abs=1e-6)
+    assert read["uniformity_block1"] == pytest.approx(1)
+    assert read["effective_tokens"] == pytest.approx((1 + 8) / 2, rel=1e-4)
+
+
 def test_an_untrained_model_looks_evenly(memory_bank: MemoryBank) -> None:
     config = config_with()
     read, _ = looking_readings(LaneLM(config, CHANNELS), memory_bank, split_of(config, [0, 1]))

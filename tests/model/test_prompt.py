@@ -30,6 +30,14 @@ def test_blanks_before_the_first_keypoint_and_free_after_the_last() -> None:
     assert prompt_of(tokenizer, first_keypoints(x, 0)).shape == (1, 3, 0)
 
 
+def test_rows_between_two_keypoints_are_free() -> None:
+    tokenizer = make_tokenizer(config_with().tokenizer, 256)
+    x = torch.full((1, 1, 12), NAN)
+    x[0, 0, 1], x[0, 0, 4] = 100.0, 130.0
+    first, later = tokenizer.bins(torch.tensor([100.0, 130.0])).tolist()
+    assert prompt_of(tokenizer, x)[0, 0].tolist() == [0, first, FREE, FREE, later]
+
+
 @pytest.fixture(scope="module", params=["absolute", "relative_disjoint"])
 def half_blind(request: pytest.FixtureRequest, memory_bank: MemoryBank) -> LaneLM:
     """A model fitted to images 0 and 2 alone; of image 1 it knows nothing."""
@@ -59,6 +67,16 @@ def test_keypoints_bring_lanes_home(half_blind: LaneLM, memory_bank: MemoryBank)
     noisy = px_of(model, memory_bank, 1, first_keypoints(truth + noise, 4))
     assert noisy < px[0]
     assert noisy < px[2] + 6
+
+
+def test_keypoints_with_a_gap_are_joined(half_blind: LaneLM, memory_bank: MemoryBank) -> None:
+    model, split = half_blind, split_of(half_blind.config, [0])
+    sparse = split.targets.x.clone()
+    sparse[..., 1::3] = NAN
+    prompt = prompt_of(model.tokenizer, sparse)
+    ids = model.generate(model.encode(memory_bank.batch([0], model.levels)), prompt=prompt)
+    own = px_readings(model.tokenizer.decode(ids).double().numpy(), split.truth)
+    assert own["coverage"] > 0.9
 
 
 def test_true_keypoints_leave_what_is_known_alone(

@@ -15,9 +15,10 @@ import torch
 
 from model import job as job_module
 from model.checkpoint import load_checkpoint
+from model.conclude import reset_peak_memory
 from model.config import TrainConfig
 from model.init import stream
-from model.loss import compute_loss
+from model.loss import YWeight, compute_loss
 from model.metrics import loss_trend
 from model.outcome import Diverged, Enough, Interrupted
 from model.train import train
@@ -267,6 +268,21 @@ def test_y_stages_are_told_and_a_stage_never_reached_too(tmp_path: Path, cache: 
     assert metrics["train/y_stage"] == 1
     assert events.events[-1][0] == 8
     assert "never reached" in events.events[-1][1]
+
+
+@pytest.mark.parametrize("soft", [{}, {"loss__soft_bins": 2.0}, {"loss__label_smoothing": 0.2}])
+def test_the_first_y_stage_waits_for_the_loss_of_hard_targets(
+    soft: dict[str, float], tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A softened target costs its own entropy at best, over any threshold that one would set."""
+    seen = []
+    monkeypatch.setattr(YWeight, "observe", lambda own, step, loss: seen.append(loss))
+    weights = {"loss__ends_weight": 0.1}  # what the objective's x part weighs otherwise
+    config = tiny(loss__y_schedule="staged", optim__steps=2, **weights, **soft)
+    _, events = run(config, tmp_path, cache)
+    name = "train/loss" if soft else "train/loss_x"
+    assert seen == list(events.of(name).values())
+    assert events.of("train/loss") != events.of("train/loss_x")
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(
@@ -531,3 +547,12 @@ def test_a_run_that_ended_before_any_validation_reads_the_validation_images(
     )
     assert early["final/step"] == early["best/step"] == 4
     assert early["best/px_error"] == early["val/px_error"]
+
+
+def test_the_device_is_woken_before_its_memory_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As cuda:N is the first thing that a job does with it: the allocator knows no device yet."""
+    calls = []
+    monkeypatch.setattr(torch.cuda, "init", lambda: calls.append("init"))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", calls.append)
+    reset_peak_memory(torch.device("cuda:1"))
+    assert calls == ["init", torch.device("cuda:1")]
