@@ -13,6 +13,9 @@ from typing import Any, Protocol
 
 from ablate.nouns import Cost, Criterion, Finding, Gate, Settings, Workload
 
+LANELM = "lanelm"
+"""The core's name where a study says nothing else."""
+
 Progress = Callable[[int, int], None]
 """Called with (done, of) while something long is prepared."""
 
@@ -182,13 +185,13 @@ class Core(Protocol):
         ...
 
 
-def load_core(name: str = "lanelm") -> Core:
+def load_core(name: str = LANELM) -> Core:
     """The core of that name: `lanelm`, or a module by its dotted path (`ablate.module_core`).
 
     Raises:
         StudyError: no such module, or one that lacks a part.
     """
-    if name == "lanelm":
+    if name == LANELM:
         from ablate.lanelm_core import LaneLMCore
 
         return LaneLMCore()

@@ -1,8 +1,9 @@
 """From a study to its jobs: arms by the designs, a config each, an id each, data looked at first.
 
 A job's id is a hash of what changes its numbers: the settings that differ from their neutral
-values, what it reads (content hashes), the seed and the core's numerics version. Studies that come
-to the same job share it, and a new setting or a changed preset leaves old ids alone.
+values, what it reads (content hashes), the seed, the core's numerics version, and the name of a
+core other than LaneLM. Studies that come to the same job share it, and a new setting or a changed
+preset leaves old ids alone.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ablate import designs
-from ablate.core import Core, CoreError, load_core
+from ablate.core import LANELM, Core, CoreError, load_core
 from ablate.designs import DESIGNS, axes_of, constrained
 from ablate.nouns import Arm, Job, Level, Options, Plan, Settings, Study, StudyError
 from ablate.reader import parse_sets
@@ -70,7 +71,7 @@ def seeded(core: Core, study: Study, made: Made) -> list[Job]:
     load = core.workload(config)
     return [
         Job(
-            job_id(identity, fingerprints, seed, core.numerics_version),
+            job_id(identity, fingerprints, seed, core.numerics_version, study.core),
             arm.label,
             arm.levels,
             seed,
@@ -120,12 +121,21 @@ class Size(Mapping[str, float]):
 
 
 def job_id(
-    identity: Settings, fingerprints: Mapping[str, str], seed: int, numerics_version: int
+    identity: Settings,
+    fingerprints: Mapping[str, str],
+    seed: int,
+    numerics_version: int,
+    core: str = LANELM,
 ) -> str:
     """12 hex digits of the SHA-256 of canonical JSON.
 
+    The core's name is in it where it is another than LaneLM: equal settings of two cores are not
+    the same numbers.
+
     >>> job_id({"optim.lr": 1e-4}, {"data": "d", "backbone": "b"}, 0, 1)
     '828782889bf7'
+    >>> job_id({"lr": 1e-4}, {}, 0, 1, "mine") == job_id({"lr": 1e-4}, {}, 0, 1, "yours")
+    False
     >>> job_id({"clip": 1.0}, {}, 0, 1) == job_id({"clip": 1}, {}, 0, 1)
     True
     """
@@ -134,6 +144,7 @@ def job_id(
         "reads": fingerprints,
         "seed": seed,
         "numerics_version": numerics_version,
+        **({} if core == LANELM else {"core": core}),
     }
     text = json.dumps(
         _canonical(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False

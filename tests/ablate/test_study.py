@@ -456,6 +456,17 @@ class TestIds:
         assert self.id_of(preset="strategy1", optim__lr=1e-4) == before
         assert self.id_of(**{path.replace(".", "__"): v for path, v in spelt.items()}) == before
 
+    def test_equal_settings_of_two_cores_are_two_jobs(self, write, tmp_path, monkeypatch):
+        monkeypatch.syspath_prepend(tmp_path)
+        source = (Path(__file__).parent / "toy_core.py").read_text()
+        found = []
+        for name in ("core_of_one", "core_of_another"):
+            (tmp_path / f"{name}.py").write_text(source)
+            study = TOY.replace(CORE, name)
+            found.append({job.id for job in plan(load_study(write(study))).jobs})
+        assert found[0]
+        assert not found[0] & found[1]
+
     def test_numbers_are_canonical(self):
         same = [{"a": 1, "b": [0.5]}, {"b": (0.5,), "a": 1.0}]
         assert len({job_id(identity, {}, 0, 1) for identity in same}) == 1
