@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -13,7 +13,17 @@ import numpy as np
 from model.config import DataConfig
 from model.image_file import check_image, read_image
 from model.listing import Line, Listing, read_lines
-from model.scene import DataError, Frame, Kind, Polyline, Scene, SceneRef, ascending, input_lanes
+from model.scene import (
+    NO_PIXELS,
+    DataError,
+    Frame,
+    Kind,
+    Polyline,
+    Scene,
+    SceneRef,
+    ascending,
+    input_lanes,
+)
 
 WIDTH, HEIGHT, CROP_TOP = 1640, 590, 270
 _LISTS = {"train": ("train_gt.txt", "train.txt"), "val": ("val_gt.txt", "val.txt"),
@@ -47,14 +57,18 @@ class CulaneRef(SceneRef):
         check_image(self.image, (WIDTH, HEIGHT))
 
     def load(self, config: DataConfig) -> Scene:
+        labels = self.labels(config)
+        image = read_image(self.image, (WIDTH, HEIGHT))[CROP_TOP:]
+        return replace(labels, image=cv2.resize(image, (config.width, config.height)))
+
+    def labels(self, config: DataConfig) -> Scene:
         self._require_files()
         frame = culane_frame(config)
         original = read_lanes(self.label)
-        image = read_image(self.image, (WIDTH, HEIGHT))[CROP_TOP:]
         return Scene(
             key=self.key,
             kind=self.kind,
-            image=cv2.resize(image, (config.width, config.height)),
+            image=NO_PIXELS,
             lanes=input_lanes(original, frame, config),
             frame=frame,
             original_lanes=original,

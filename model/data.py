@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,10 @@ import numpy as np
 
 from model.config import DataConfig
 from model.culane_data import culane_listing, is_culane
+from model.file_hashes import FileHashes
 from model.listing import Listing, take
 from model.render import rendered_refs
-from model.scene import DataError, Frame, Kind, Polyline, Scene, SceneRef, hash_file
+from model.scene import DataError, Frame, Kind, Polyline, Scene, SceneRef
 from model.tusimple_data import is_tusimple, tusimple_listing
 
 __all__ = [
@@ -102,7 +102,7 @@ def fingerprint(splits: Splits, cache: Path | None = None) -> str:
         splits: The scenes used.
         cache: Folder that remembers file hashes by path, size and time of change.
     """
-    hashes = _FileHashes(cache)
+    hashes = FileHashes(cache)
     digests = {
         field.name: [ref.digest(hashes) for ref in getattr(splits, field.name)]
         for field in dataclasses.fields(splits)
@@ -188,40 +188,3 @@ def _require(name: str, asked: int | str, found: int, listings: Sequence[Listing
         for listing in listings
     )
     raise DataError(f"data.{name}={asked}, but there are only {found}: {where}")
-
-
-class _FileHashes:
-    """Hashes of files, remembered in a folder by (path, size, time of change)."""
-
-    def __init__(self, folder: Path | None) -> None:
-        self._store = folder / "file_hashes.json" if folder else None
-        self._known: dict[str, list] = {}
-        self._new = False
-        if self._store and self._store.is_file():
-            try:
-                self._known = dict(json.loads(self._store.read_text()))
-            except ValueError:  # torn or foreign: hash again
-                self._known = {}
-
-    def __call__(self, path: Path) -> str:
-        try:
-            stat = path.stat()
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-        name, state = str(path.absolute()), [stat.st_size, stat.st_mtime_ns]
-        known = self._known.get(name)
-        if isinstance(known, list) and known[:2] == state:
-            return known[2]
-        digest = hash_file(path)
-        self._known[name] = [*state, digest]
-        self._new = True
-        return digest
-
-    def save(self) -> None:
-        """Write what was learnt, whole or not at all."""
-        if not self._store or not self._new:
-            return
-        self._store.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._store.with_name(f"{self._store.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(self._known))
-        temporary.replace(self._store)

@@ -26,7 +26,6 @@ import torch
 from model.allocator import keep_freed_memory
 from model.backbone import STRIDES, Pyramid, make_pyramid
 from model.config import DataConfig, TrainConfig
-from model.data import _FileHashes
 from model.feature_bank import (
     FILES,
     LAYOUT_VERSION,
@@ -36,6 +35,7 @@ from model.feature_bank import (
     Layout,
     is_complete,
 )
+from model.file_hashes import FileHashes
 from model.scene import SceneRef
 from model.weights_file import backbone_fingerprint
 
@@ -83,7 +83,7 @@ def prepare_features(
 
 def _unique(refs: Sequence[SceneRef], cache: Path) -> tuple[list[SceneRef], dict[str, str]]:
     """The scenes without repeats, and the digest of each key, both in order."""
-    hashes = _FileHashes(cache)
+    hashes = FileHashes(cache)
     digests: dict[str, str] = {}
     unique: list[SceneRef] = []
     for ref in refs:

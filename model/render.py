@@ -20,10 +20,10 @@ from model.culane_data import culane_frame
 from model.listing import Line, read_lines
 from model.render_ground import paint_ground, survey
 from model.render_light import Light, choose_light, textures
-from model.render_road import HEIGHT, WIDTH, drawn_road, road_through
+from model.render_road import HEIGHT, WIDTH, Road, drawn_road, road_through
 from model.render_scenery import paint_sky, paint_skyline, roadside
 from model.render_traffic import traffic
-from model.scene import DataError, Kind, Polyline, Scene, SceneRef, input_lanes
+from model.scene import NO_PIXELS, DataError, Kind, Polyline, Scene, SceneRef, input_lanes
 from model.tusimple_data import parse_label, tusimple_frame
 
 GENERATOR_VERSION = 1
@@ -56,14 +56,24 @@ class RenderedRef(SceneRef):
             _shape_lanes(self.shape)
 
     def load(self, config: DataConfig) -> Scene:
+        image, lanes = render(*self._parts)
+        if image.shape[:2] != (config.height, config.width):
+            image = cv2.resize(image, (config.width, config.height), interpolation=cv2.INTER_AREA)
+        return self._scene(image, lanes, config)
+
+    def labels(self, config: DataConfig) -> Scene:
+        return self._scene(NO_PIXELS, lanes_of(*self._parts), config)
+
+    @property
+    def _parts(self) -> tuple[str, bool, tuple[Polyline, ...] | None]:
+        """What `render` takes."""
         shape = _shape_lanes(self.shape) if self.shape else None
-        typical = (self.split, self.index) == ("train", 0)
-        image, lanes = render(self.recipe, typical, shape)
+        return self.recipe, (self.split, self.index) == ("train", 0), shape
+
+    def _scene(self, image: np.ndarray, lanes: tuple[Polyline, ...], config: DataConfig) -> Scene:
         frame = culane_frame(config)
         drawn = replace(frame, input_width=WIDTH, input_height=HEIGHT)
         original = tuple(drawn.to_original(lane) for lane in lanes)
-        if image.shape[:2] != (config.height, config.width):
-            image = cv2.resize(image, (config.width, config.height), interpolation=cv2.INTER_AREA)
         return Scene(
             key=self.key,
             kind=self.kind,
@@ -106,10 +116,7 @@ def render(recipe: str, typical: bool = False, shape: tuple[Polyline, ...] | Non
     Returns:
         BGR (320, 800, 3) uint8, and the lanes in px of it, y ascending.
     """
-    seed = int.from_bytes(hashlib.sha256(recipe.encode()).digest()[:16], "little")
-    streams = np.random.SeedSequence(seed).spawn(4)  # one part's draws do not shift another's
-    shape_rng, light_rng, place_rng, lens_rng = map(np.random.default_rng, streams)
-    road = road_through(shape, shape_rng) if shape else drawn_road(shape_rng, typical)
+    road, light_rng, place_rng, lens_rng = _laid_out(recipe, typical, shape)
     light = choose_light(light_rng, typical)
     canvas = np.empty((HEIGHT, WIDTH, 3), np.uint8)
     paint_sky(canvas, road.top, light, place_rng)
@@ -120,6 +127,25 @@ def render(recipe: str, typical: bool = False, shape: tuple[Polyline, ...] | Non
     for _, draw in sorted(things, key=lambda thing: -thing[0]):
         draw(canvas)
     return _through_lens(canvas, light, lens_rng), tuple(line.lane for line in road.lines)
+
+
+def lanes_of(
+    recipe: str, typical: bool = False, shape: tuple[Polyline, ...] | None = None
+) -> tuple[Polyline, ...]:
+    """Give the lanes of the scene that `render` draws, and draw nothing."""
+    road, *_ = _laid_out(recipe, typical, shape)
+    return tuple(line.lane for line in road.lines)
+
+
+def _laid_out(
+    recipe: str, typical: bool, shape: tuple[Polyline, ...] | None
+) -> tuple[Road, Generator, Generator, Generator]:
+    """The road of a scene, and the random streams of its light, its places and its lens."""
+    seed = int.from_bytes(hashlib.sha256(recipe.encode()).digest()[:16], "little")
+    streams = np.random.SeedSequence(seed).spawn(4)  # one part's draws do not shift another's
+    shape_rng, light_rng, place_rng, lens_rng = map(np.random.default_rng, streams)
+    road = road_through(shape, shape_rng) if shape else drawn_road(shape_rng, typical)
+    return road, light_rng, place_rng, lens_rng
 
 
 def _through_lens(canvas: np.ndarray, light: Light, rng: Generator) -> np.ndarray:

@@ -17,6 +17,8 @@ from model.config import DataConfig
 Kind = Literal["rendered", "culane", "tusimple"]
 Polyline = Float[np.ndarray, "_ 2"]
 
+NO_PIXELS = np.empty((0, 0, 3), np.uint8)
+NO_PIXELS.flags.writeable = False
 _SLOPE_SPAN = 40.0  # px of a lane's lower end that give its direction towards the bottom
 
 
@@ -60,7 +62,8 @@ class Scene:
     `image` is BGR (height, width, 3) uint8 at input size. `lanes` are (P, 2) float64 polylines of
     x, y in input px, y strictly ascending, all of it inside the image, ordered and limited as the
     DataConfig says. `original_lanes` are all labelled lanes in original px, uncut, y ascending,
-    for the official metrics. `h_samples` are TuSimple's labelled rows in original px.
+    for the official metrics. `h_samples` are TuSimple's labelled rows in original px. Of labels
+    alone (`SceneRef.labels`) the image is `NO_PIXELS`.
     """
 
     key: str
@@ -85,6 +88,13 @@ class SceneRef(ABC):
     @abstractmethod
     def load(self, config: DataConfig) -> Scene:
         """Read or draw the scene; raises DataError."""
+
+    @abstractmethod
+    def labels(self, config: DataConfig) -> Scene:
+        """Give what `load` does without reading or drawing a pixel; raises DataError.
+
+        An image that is missing, damaged or of another size is for `check` and `load` to find.
+        """
 
     @abstractmethod
     def check(self, config: DataConfig) -> None:

@@ -6,7 +6,7 @@ import functools
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,17 @@ import numpy as np
 from model.config import DataConfig
 from model.image_file import check_image, read_image
 from model.listing import Line, Listing, read_lines
-from model.scene import DataError, Frame, Kind, Polyline, Scene, SceneRef, ascending, input_lanes
+from model.scene import (
+    NO_PIXELS,
+    DataError,
+    Frame,
+    Kind,
+    Polyline,
+    Scene,
+    SceneRef,
+    ascending,
+    input_lanes,
+)
 
 WIDTH, HEIGHT, CROP_TOP = 1280, 720, 160
 _RAW_FILE = re.compile(r'"raw_file"\s*:\s*"([^"]*)"')
@@ -54,13 +64,17 @@ class TusimpleRef(SceneRef):
         check_image(self._image(parse_label(self.line)), (WIDTH, HEIGHT))
 
     def load(self, config: DataConfig) -> Scene:
+        image = read_image(self._image(parse_label(self.line)), (WIDTH, HEIGHT))[CROP_TOP:]
+        image = cv2.resize(image, (config.width, config.height))
+        return replace(self.labels(config), image=image)
+
+    def labels(self, config: DataConfig) -> Scene:
         label = parse_label(self.line)
         frame = tusimple_frame(config)
-        image = read_image(self._image(label), (WIDTH, HEIGHT))[CROP_TOP:]
         return Scene(
             key=self.key,
             kind=self.kind,
-            image=cv2.resize(image, (config.width, config.height)),
+            image=NO_PIXELS,
             lanes=input_lanes(label.lanes, frame, config),
             frame=frame,
             original_lanes=label.lanes,

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model import data, scene
+from model import file_hashes, scene
 from model.config import DataConfig
 from model.data import DataError, Frame, check_scenes, fingerprint, make_splits
 from model.image_file import jpeg_size
@@ -192,7 +192,7 @@ def test_frame_goes_there_and_back() -> None:
 # --- splits --------------------------------------------------------------------------------------
 
 
-def _keys(refs: tuple[data.SceneRef, ...]) -> list[str]:
+def _keys(refs: tuple[scene.SceneRef, ...]) -> list[str]:
     return [ref.key for ref in refs]
 
 
@@ -469,8 +469,8 @@ def test_the_cache_remembers_and_notices_change(
     culane: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hashed: list[Path] = []
-    original = scene.hash_file
-    monkeypatch.setattr(data, "hash_file", lambda path: hashed.append(path) or original(path))
+    real = scene.hash_file
+    monkeypatch.setattr(file_hashes, "hash_file", lambda path: hashed.append(path) or real(path))
     splits = make_splits(_config(culane, val_images=0))
     cache = tmp_path / "cache"
     first = fingerprint(splits, cache)
@@ -479,5 +479,6 @@ def test_the_cache_remembers_and_notices_change(
     _label(culane).write_text("1 590 2 580\n")
     assert fingerprint(splits, cache) != first
     for store in cache.iterdir():
-        store.write_text('{"torn')
-    assert fingerprint(splits, cache) == fingerprint(splits)
+        for foreign in ('{"torn', "[1, 2]", "7", json.dumps({str(_label(culane)): [1, 2]})):
+            store.write_text(foreign)
+            assert fingerprint(splits, cache) == fingerprint(splits)

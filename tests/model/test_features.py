@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from model import feature_bank, features
 from model.backbone import make_pyramid
 from model.config import BackboneConfig, DataConfig, TrainConfig
 from model.features import FeatureBank, FeatureError, compute, prepare_features
-from model.scene import Frame, Kind, Scene, SceneRef
+from model.scene import NO_PIXELS, Frame, Kind, Scene, SceneRef
 
 ROOT = Path(__file__).parents[2]
 SMALL = DataConfig(width=96, height=64)
@@ -52,6 +52,10 @@ class FakeRef(SceneRef):
     def check(self, config: DataConfig) -> None:
         """Nothing to open."""
 
+    def labels(self, config: DataConfig) -> Scene:
+        w, h = config.width, config.height
+        return Scene(self.key, self.kind, NO_PIXELS, (), Frame(w, h, 0, w, h), ())
+
     def load(self, config: DataConfig) -> Scene:
         if self.noted:
             with self.noted.open("a") as file:
@@ -63,7 +67,7 @@ class FakeRef(SceneRef):
         rng = np.random.default_rng(self.seed)
         image = rng.integers(0, 256, (h, w, 3), dtype=np.uint8)
         image.flags.writeable = False
-        return Scene(self.key, self.kind, image, (), Frame(w, h, 0, w, h), ())
+        return replace(self.labels(config), image=image)
 
 
 def fakes(n: int, first: int = 0, **more: object) -> list[FakeRef]:
