@@ -15,9 +15,10 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from ablate.stats import FACTOR, Scale, holm, scale_of
+from ablate.stats import FACTOR, ROUNDING, Scale, holm, scale_of
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
 
@@ -54,6 +55,16 @@ class Fit:
     scale: Scale
     aliases: dict[str, tuple[str, ...]]
     """Term as people read it -> pairs that cannot be told from it."""
+
+    @property
+    def noiseless(self) -> bool:
+        """Whether replicates agree but for rounding: there is nothing to test effects against."""
+        return bool(self.model.ssr <= ROUNDING**2 * self.model.uncentered_tss)
+
+    def moves(self, contrast: np.ndarray) -> bool:
+        """Whether a contrast of the coefficients is more than the rounding of the values."""
+        size = math.sqrt(self.model.uncentered_tss / len(self.data))
+        return abs(float(contrast @ self.model.params.to_numpy())) > ROUNDING * size
 
 
 def fit(frame: pd.DataFrame, factors: Sequence[str], metric: str) -> Fit | None:
@@ -153,6 +164,8 @@ def variance(
     if fitted is None or fitted.model.centered_tss <= 1e-20 * fitted.model.uncentered_tss:
         return []  # the same value everywhere, but for rounding
     table = anova_lm(fitted.model, typ=2)
+    if fitted.noiseless:
+        table[["F", "PR(>F)"]] = math.nan
     total = float(fitted.model.centered_tss)
     terms = [
         Term(

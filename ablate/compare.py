@@ -87,7 +87,7 @@ def compare(
     return Comparison(
         base=base,
         best=best,
-        effects=tuple(_mind_tokenizers(study, effects)),
+        effects=tuple(_mind_tokenizers(jobs, effects)),
         variance=tuple(variance),
         interactions=tuple(interactions),
         levels=tuple(_level_counts(study, jobs, results)),
@@ -156,21 +156,43 @@ def _level_counts(
                 yield LevelCount(factor.name, name, dict(Counter(states)))
 
 
-def _mind_tokenizers(study: Study, effects: Iterable[Effect]) -> list[Effect]:
+def tokenizer_of(job: Job) -> str:
+    """What a job's classes hang on, however its study spells it: a setting, or a preset."""
+    return repr(sorted((k, v) for k, v in job.settings.items() if k.startswith("tokenizer.")))
+
+
+def _mind_tokenizers(jobs: Iterable[Job], effects: Iterable[Effect]) -> list[Effect]:
     """Say so where an effect on a loss is across tokenizers: its classes are not the same."""
-    touches = {
-        (factor.name, level.name)
-        for factor in study.factors
-        for level in factor.levels
-        if any(path.startswith("tokenizer.") for path in level.settings)
-    }
+    tokenizers: dict[frozenset[tuple[str, str]], str] = {}
+    for job in jobs:
+        for levels in (job.levels, *(arm.levels for arm in job.also)):
+            tokenizers.setdefault(frozenset(levels.items()), tokenizer_of(job))
     marked = []
     for effect in effects:
-        names = effect.factor.split("+")
-        ends = {*zip(names, effect.level.split("+"), strict=False)}
-        ends |= {*zip(names, effect.against.split("+"), strict=False)}
-        if effect.metric.endswith("/loss") and ends & touches:
+        if effect.metric.endswith("/loss") and _across_tokenizers(effect, tokenizers):
             note = "; ".join(filter(None, (effect.note, LOSSES_APART)))
             effect = replace(effect, note=note)
         marked.append(effect)
     return marked
+
+
+def _across_tokenizers(
+    effect: Effect, tokenizers: Mapping[frozenset[tuple[str, str]], str]
+) -> bool:
+    """Whether arms that differ in nothing but this effect differ in their tokenizer.
+
+    In a fraction of a grid no two arms do: there it is whether the two levels' arms have others.
+    """
+    ends = [_named(effect.factor, text) for text in (effect.level, effect.against)]
+    ours, theirs = (
+        {arm - end: kind for arm, kind in tokenizers.items() if end <= arm} for end in ends
+    )
+    if both := ours.keys() & theirs.keys():
+        return any(ours[rest] != theirs[rest] for rest in both)
+    return set(ours.values()) != set(theirs.values())
+
+
+def _named(factor: str, level: str) -> frozenset[tuple[str, str]]:
+    """The levels of an effect by factor; those that vary together are joined by a plus."""
+    names = factor.split("+")
+    return frozenset(zip(names, level.split("+") if len(names) > 1 else [level], strict=False))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ablate.anova import Fit, Term, fit
-from ablate.stats import CONFIDENCE, FACTOR, Effect, Scale, exp_or_inf, scale_of, with_holm
+from ablate.stats import AGREE, CONFIDENCE, FACTOR, Effect, Scale, exp_or_inf, scale_of, with_holm
 
 if TYPE_CHECKING:
     import numpy as np
@@ -170,8 +170,13 @@ def main_effects(
                 continue
             of_level = frame[FACTOR + factor].isin([level, against])
             n = int(fitted.data[column].isin([level, against]).sum())
-            tested: dict[str, Any] = _tested(fitted, mean[column, level] - mean[column, against])
+            contrast = mean[column, level] - mean[column, against]
+            tested: dict[str, Any] = _tested(fitted, contrast)
             notes = [f"cannot be told from {', '.join(aliases)}"] if aliases else []
+            if fitted.noiseless:
+                moves = fitted.moves(contrast)
+                tested["p"] = None if moves else 1.0
+                notes += [AGREE] * moves
             if alone := [x for x in (level, against) if (fitted.data[column] == x).sum() == 1]:
                 # the others' noise says nothing of it: converged jobs may agree to the last bit
                 tested |= {"low": None, "high": None, "p": None}

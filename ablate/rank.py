@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ablate.arm import RankedArm, arm_json, read_arm
-from ablate.compare import LevelCount, compare
+from ablate.compare import LevelCount, compare, tokenizer_of
 from ablate.finite import finite
 from ablate.nouns import EARLY, Finding, Gate, Job, Result, Study
 from ablate.stats import Effect, pareto_front
@@ -189,15 +189,11 @@ def _coordinates(arm: RankedArm) -> list[float | None]:
     return [*point, cost.mean if cost else None]
 
 
-def _tokenizer(job: Job) -> str:
-    return repr(sorted((k, v) for k, v in job.settings.items() if k.startswith("tokenizer.")))
-
-
 def _notes(
     jobs: Sequence[Job], results: Mapping[str, Result], core_hash: str | None
 ) -> tuple[str, ...]:
     notes = []
-    if len({_tokenizer(job) for job in jobs}) > 1:
+    if len({tokenizer_of(job) for job in jobs}) > 1:
         notes.append(
             "raw losses across tokenizers are not comparable: compare px error, or "
             "final/loss_per_px"

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 Scale = Literal["ratio", "difference"]
 
 CONFIDENCE = 0.95
+ROUNDING = 1e-9
+"""Part of a value below which a difference from it is its rounding."""
+AGREE = "replicates agree: no noise to test against"
 FACTOR = "factor:"
 """Prefix of a frame's level columns, so that a factor may bear any name."""
 
@@ -100,8 +103,13 @@ def job_frame(
 
 
 def scale_of(metric: str) -> Scale:
-    """Loss, px and cost span decades and are compared as ratios."""
+    """Loss, px and cost span decades and are compared as ratios.
+
+    A loss per px has no floor at 0 (it is that of a density): it is compared as a difference.
+    """
     name = metric.rsplit("/", 1)[-1]
+    if "loss_per_px" in name:
+        return "difference"
     ratio = "loss" in name or name.startswith("px_error") or metric.startswith("cost/")
     return "ratio" if ratio and not name.startswith("swap") else "difference"
 
@@ -132,7 +140,11 @@ def _quantile(df: int, p: float) -> float:
 
 
 def p_value(values: Sequence[float]) -> float | None:
-    """Two-sided p of the t test that the mean is 0; None with a single value."""
+    """Two-sided p of the t test that the mean is 0.
+
+    None with a single value, and where values other than 0 agree to the last bits (a reading that
+    counts, a seed that changes nothing): without noise there is nothing to test against.
+    """
     from scipy.special import stdtr
 
     n = len(values)
@@ -140,8 +152,10 @@ def p_value(values: Sequence[float]) -> float | None:
         return None
     mean = math.fsum(values) / n
     variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
-    if variance == 0.0:  # replicates that agree to the last bit: no noise to test against
-        return 1.0 if mean == 0.0 else 0.0
+    if variance == 0.0 == mean:
+        return 1.0
+    if math.sqrt(variance) <= ROUNDING * abs(mean):
+        return None
     return float(2 * stdtr(n - 1, -abs(mean) / math.sqrt(variance / n)))
 
 
@@ -264,6 +278,7 @@ def _paired(
         for arm, base, factors in pairs if metric in frame else ():
             scale, differences, lost = paired_effect(frame, arm, base, metric)
             estimate, low, high = _back(differences, scale)
+            p = p_value(differences)
             family.append(
                 Effect(
                     kind=kind,
@@ -277,7 +292,8 @@ def _paired(
                     high=high,
                     n=len(differences),
                     lost=lost,
-                    p=p_value(differences),
+                    p=p,
+                    note=AGREE if p is None and len(differences) > 1 else "",
                 )
             )
         effects += with_holm(family)

@@ -11,9 +11,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ablate.arm import ArmGate, CriterionReading, RankedArm, Verdict
+from ablate.compare import LOSSES_APART
 from ablate.nouns import Finding
 from ablate.rank import Ranking
-from ablate.stats import Effect, Interval
+from ablate.stats import AGREE, Effect, Interval
 
 if TYPE_CHECKING:
     from ablate.margins import Interaction, Joint
@@ -138,7 +139,7 @@ def joint_amount(joint: Joint) -> str:
 
 
 def _joint(pair: Interaction) -> str:
-    """The pair of levels that is farthest from doing its work apart."""
+    """The pair of levels that most surely does not do its work apart: the one of the least p."""
     if not pair.joint:
         return ""
     own = min(pair.joint, key=lambda joint: joint.p)
@@ -196,19 +197,25 @@ def headline(ranking: Ranking) -> list[str]:
 
 def levers(ranking: Ranking) -> list[str]:
     """A sentence per reading of the criteria that some change moves, and one for the others."""
-    said, still = [], []
+    said, still, apart = [], [], dict[str, None]()
     criteria = ranking.arms[0].criteria if ranking.arms else ()
     for metric in dict.fromkeys(criterion.readings[0].metric for criterion in criteria):
-        tested = [e for e in ranking.effects if e.metric == metric and e.p_holm is not None]
+        own = [e for e in ranking.effects if e.metric == metric and e.p_holm is not None]
+        tested = [effect for effect in own if LOSSES_APART not in effect.note]
+        apart |= dict.fromkeys(effect.factor for effect in own if LOSSES_APART in effect.note)
         clear = [effect for effect in tested if effect.clear and _log_or_difference(effect)]
         if clear:
             said.append(_strongest(ranking, metric, clear, tested))
         elif tested:
             still.append(name(metric))
     if ranking.effects and not any(e.p_holm is not None for e in ranking.effects):
+        if any(AGREE in effect.note for effect in ranking.effects):
+            return ["No effect can be tested: the seeds agree, or are too few."]
         return ["Too few seeds: no effect has an interval."]
     if still:
         said.append(f"No change has a clear effect on {_join(still)}.")
+    if apart:
+        said.append(f"Raw losses across {_join(apart)} are not comparable: tokenizers differ.")
     return said
 
 
@@ -222,9 +229,15 @@ def _strongest(
         best = max(clear, key=_log_or_difference)
         head = f"Nothing clearly lowers {name(metric)}; raised most by "
     change = f"{best.factor} {best.against} -> {best.level}, {amount(best).removesuffix('*')}"
-    said = f"{head}{change}{_between(ranking, best)}"
+    said = f"{head}{change}{_between(ranking, best)}{_left(best)}"
     idle = dict.fromkeys(e.factor for e in tested if e.factor not in {c.factor for c in clear})
     return f"{said}; no clear effect: {_join(idle)}." if idle else f"{said}."
+
+
+def _left(effect: Effect) -> str:
+    """What an effect is of, where some of it was lost: ` (2 of 3 seeds)`."""
+    counted = "jobs" if effect.kind == "main effect" else "seeds"
+    return f" ({effect.n} of {effect.n + effect.lost} {counted})" if effect.lost else ""
 
 
 def _log_or_difference(effect: Effect) -> float:

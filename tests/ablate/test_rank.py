@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from ablate.compare import void_metrics
+from ablate.compare import LOSSES_APART, void_metrics
 from ablate.lanelm_core import LaneLMCore
 from ablate.nouns import (
     EARLY,
@@ -239,6 +239,48 @@ def test_losses_across_tokenizers_are_marked():
     assert ranking.notes[0].startswith("raw losses across tokenizers are not comparable")
     marked = {(e.factor, e.metric) for e in ranking.effects if e.note}
     assert marked == {("mode", "final/loss")}
+
+
+def test_a_tokenizer_that_a_preset_brings_is_one_too():
+    """What a level makes of the job counts, not how its study spells it."""
+    study = synthetic.study()
+    lean = Factor("mode", (Level("absolute", {}), Level("relative", {"preset": "strategy3"})))
+    same = Factor("lr", (Level("3e-4", {}), Level("1e-4", {"tokenizer.mode": "absolute"})))
+    plan = synthetic.plan(study)
+    respelt = replace(study, factors=(study.factors[0], same, lean))
+    ranking = rank(respelt, plan.jobs, synthetic.results(plan))
+    assert {(e.factor, e.metric) for e in ranking.effects if e.note} == {("mode", "final/loss")}
+    grid = replace(respelt, designs=(Design("factorial"),))
+    averages = rank(grid, plan.jobs, synthetic.results(plan)).effects
+    assert {(e.factor, e.metric) for e in averages if e.note} == {("mode", "final/loss")}
+
+
+def test_a_fraction_without_a_pair_of_arms_is_read_by_its_levels():
+    study = synthetic.study(designs=(Design("fractional"),), seeds=(0, 1, 2))
+    whole = synthetic.plan(study)
+    half = [j for j in whole.jobs if sum(own.startswith(("p5", "1e", "rel")) for own in
+            j.levels.values()) % 2]  # fmt: skip
+    effects = rank(study, half, synthetic.results(Plan(half))).effects
+    marked = {e.factor for e in effects if LOSSES_APART in e.note}
+    assert {e.factor for e in effects} == {"tokens", "lr", "mode"}
+    assert marked == {"mode"}
+
+
+def test_a_level_with_a_plus_in_its_name_is_one_level():
+    names = {"relative": "relative+wide"}
+    plan = synthetic.plan(synthetic.study())
+    study = synthetic.study(
+        factors=(
+            *synthetic.FACTORS[:2],
+            Factor("mode", (Level("absolute", {}), Level("relative+wide", {}))),
+        )
+    )
+    jobs = [
+        replace(job, levels={f: names.get(own, own) for f, own in job.levels.items()})
+        for job in plan.jobs
+    ]
+    effects = rank(study, jobs, synthetic.results(plan)).effects
+    assert {e.level for e in effects if e.note} == {"relative+wide", "absolute"}
 
 
 def test_results_of_older_code_are_named():

@@ -19,7 +19,7 @@ from ablate.gallery import embed, over_steps
 from ablate.nouns import Design, Plan, Study
 from ablate.parallel import axes_of, parallel_coordinates
 from ablate.rank import judge, rank
-from ablate.report import render_markdown, render_report
+from ablate.report import _arms_shown, render_markdown, render_report
 from tests.ablate import synthetic
 
 
@@ -174,6 +174,9 @@ def test_it_says_what_the_ranking_says(page):
         "x0.25 [0.24, 0.26]*",
         "tokenizers differ: raw losses are not comparable",
         "attention is spread evenly",
+        "leads to follow, not verdicts",
+        "of effects of this kind on that metric",
+        "then how many can be tested at all",
         "Next: try visual.position=aligned",
         "seed 1 diverged",
         "abc123",
@@ -224,6 +227,21 @@ def test_a_grid_has_its_variance_shares(tmp_path):
     page = Page(reported(tmp_path, synthetic.study(designs=(Design("factorial"),)))[0])
     assert "Where the variance comes from" in page.text
     assert "tokens x lr" in page.text
+
+
+@pytest.mark.parametrize("base", ["arm 03", "arm 16"])
+def test_of_many_arms_the_best_the_base_and_the_worst_are_drawn(base):
+    study = synthetic.study()
+    plan = synthetic.plan(study)
+    ranking = rank(study, plan.jobs, synthetic.results(plan))
+    arms = tuple(replace(ranking.arms[0], arm=f"arm {place:02d}") for place in range(20))
+    lost = replace(arms[0], arm="lost", seeds=())
+    many = replace(ranking, arms=(*arms, lost), base=base)
+    shown = [arm.arm for arm in _arms_shown(many)]
+    assert shown == sorted({*(f"arm {place:02d}" for place in range(10)), base, "arm 19"})
+    assert [arm.arm for arm in _arms_shown(replace(many, arms=(*arms[:12], lost)))] == [
+        arm.arm for arm in arms[:12]
+    ]
 
 
 def test_a_study_without_results_has_a_report(tmp_path):

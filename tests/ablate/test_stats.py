@@ -54,7 +54,9 @@ def test_one_value_has_no_interval_and_none_no_mean():
 
 def test_replicates_that_agree_exactly():
     assert stats.p_value([0.0, 0.0]) == 1.0
-    assert stats.p_value([0.5, 0.5]) == 0.0
+    assert stats.p_value([0.5, 0.5]) is None  # no noise: a count that two seeds share proves little
+    assert stats.p_value([math.log(3 / 1), math.log(0.3 / 0.1)]) is None  # but for rounding
+    assert stats.p_value([0.5, 0.5 + 1e-6]) == pytest.approx(0.0, abs=1e-5)
 
 
 def test_holm_steps_down_in_the_order_given():
@@ -71,6 +73,8 @@ def test_holm_steps_down_in_the_order_given():
         ("final/uniformity", "difference"),
         ("final/swap_loss", "difference"),
         ("final/zigzag", "difference"),
+        ("final/loss_per_px", "difference"),  # a density's: it may be negative
+        ("val/loss_points", "ratio"),
     ],
 )
 def test_scale_of(metric, scale):
@@ -83,7 +87,7 @@ def small_frame() -> pd.DataFrame:
         ("base", 1, "a", 20.0),
         ("base", 2, "a", 40.0),
         ("f=b", 0, "b", 5.0),
-        ("f=b", 1, "b", 10.0),
+        ("f=b", 1, "b", 10.1),
         ("f=b", 2, "b", math.nan),  # diverged
     ]
     return pd.DataFrame(rows, columns=pd.Index(["arm", "seed", "factor:f", "final/px_error"]))
@@ -93,10 +97,39 @@ def test_paired_effect_is_the_ratio_of_the_same_seeds():
     levels = {"base": {"f": "a"}, "f=b": {"f": "b"}}
     (effect,) = stats.contrasts(small_frame(), levels, "base", ["final/px_error"], "one at a time")
     assert effect.scale == "ratio"
-    assert effect.estimate == pytest.approx(0.5)  # not distorted by the seeds' own spread
-    assert (effect.low, effect.high) == pytest.approx((0.5, 0.5))
+    assert effect.estimate == pytest.approx(0.5, abs=0.01)  # without the seeds' own spread
+    assert (effect.low, effect.high) == pytest.approx((0.47, 0.54), abs=0.01)
     assert (effect.n, effect.lost) == (2, 1)
     assert effect.clear
+    assert effect.note == ""
+
+
+def test_seeds_that_agree_to_the_last_bit_have_no_star():
+    """Two seeds that decode one lane more each: what is counted has no noise to test against."""
+    frame = small_frame().assign(**{"final/lanes": [3.0, 3.0, 3.0, 4.0, 4.0, 4.0]})
+    levels = {"base": {"f": "a"}, "f=b": {"f": "b"}}
+    (effect,) = stats.contrasts(frame, levels, "base", ["final/lanes"], "one at a time")
+    assert (effect.estimate, effect.p, effect.p_holm, effect.clear) == (1.0, None, None, False)
+    assert effect.note == stats.AGREE
+    still = frame.assign(**{"final/lanes": 3.0})
+    (effect,) = stats.contrasts(still, levels, "base", ["final/lanes"], "one at a time")
+    assert (effect.estimate, effect.p, effect.note) == (0.0, 1.0, "")
+
+
+def test_a_grid_whose_seeds_agree_to_the_last_bit_has_no_star():
+    rows = [
+        {"seed": s, "factor:a": a, "factor:b": b, "y": 3.0 + (a == "y") + 0.1 * (b == "y")}
+        for a, b, s in itertools.product("xy", "xy", range(2))
+    ]
+    frame, base = pd.DataFrame(rows), {"a": "x", "b": "x"}
+    effects = margins.main_effects(frame, ["a", "b"], base, "y")
+    assert [effect.estimate for effect in effects] == pytest.approx([1.0, 0.1])
+    assert [(effect.p_holm, effect.note) for effect in effects] == [(None, stats.AGREE)] * 2
+    fitted = anova.fit(frame, ["a", "b"], "y")
+    terms = anova.variance(frame, ["a", "b"], "y", fitted)
+    assert [term.p_holm for term in terms] == [None] * len(terms)
+    assert terms[0].share == pytest.approx(1 / 1.01)
+    assert margins.interactions(fitted, terms, base) == []
 
 
 def test_zipped_factors_count_as_one():

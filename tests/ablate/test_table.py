@@ -8,9 +8,11 @@ import pytest
 from rich.console import Console
 
 from ablate import wording
+from ablate.compare import LOSSES_APART
+from ablate.margins import Cell, Interaction, Joint
 from ablate.nouns import Design
 from ablate.rank import Ranking, judge, rank
-from ablate.stats import Effect, Interval
+from ablate.stats import AGREE, Effect, Interval
 from ablate.table import answer
 from tests.ablate import synthetic
 
@@ -145,3 +147,73 @@ def test_numbers_are_short(value, text):
 def test_measured_shows_half_the_interval():
     assert wording.measured(Interval(5.309, 4.73, 5.888, 3)) == "5.31 ±0.58"
     assert wording.measured(Interval(5.309, None, None, 1)) == "5.31"
+
+
+def effect(factor: str, estimate: float, **changes) -> Effect:
+    """A clear effect on the px error, as a ratio."""
+    made = Effect(
+        "one at a time",
+        "final/px_error",
+        factor,
+        "new",
+        "old",
+        "ratio",
+        estimate,
+        estimate * 0.9,
+        estimate * 1.1,
+        3,
+        p=0.001,
+        p_holm=0.001,
+    )
+    return replace(made, **changes)
+
+
+def levers_of(*effects: Effect) -> list[str]:
+    return wording.levers(replace(made(), effects=effects))
+
+
+def test_where_nothing_lowers_a_reading_the_one_that_raises_it_most_is_named():
+    said = levers_of(effect("a", 1.5), effect("b", 3.0), effect("c", 0.9, p_holm=0.4))
+    assert said == [
+        "Nothing clearly lowers px error; raised most by b old -> new, x3 [2.7, 3.3]; "
+        "no clear effect: c."
+    ]
+    assert levers_of(effect("a", 0.8), effect("b", 3.0))[0].startswith("Strongest lever on px")
+
+
+def test_a_lever_with_lost_seeds_says_of_how_many_it_is():
+    (said,) = levers_of(effect("a", 0.5, n=2, lost=1), effect("b", 0.9))
+    assert said == "Strongest lever on px error: a old -> new, x0.5 [0.45, 0.55] (2 of 3 seeds)."
+    (said,) = levers_of(effect("a", 0.5, n=7, lost=1, kind="main effect"))
+    assert said.endswith("(7 of 8 jobs).")
+
+
+def test_losses_across_tokenizers_are_no_lever():
+    apart = effect("mode", 0.1, metric="final/loss", note=LOSSES_APART)
+    assert levers_of(apart) == [
+        "Raw losses across mode are not comparable: tokenizers differ.",
+    ]
+    said = levers_of(apart, effect("lr", 0.5, metric="final/loss"))
+    assert said[0].startswith("Strongest lever on loss: lr ")
+    assert "no clear effect" not in said[0]
+    assert said[1] == "Raw losses across mode are not comparable: tokenizers differ."
+
+
+def test_seeds_that_agree_are_said_to_where_they_are_all_that_there_is():
+    agreeing = effect("a", 0.5, p=None, p_holm=None, note=AGREE)
+    assert levers_of(agreeing) == ["No effect can be tested: the seeds agree, or are too few."]
+
+
+def test_of_a_pair_of_factors_the_surest_pair_of_levels_is_named():
+    """Not the one that is farthest off: a single job may be anywhere."""
+    wild = Joint("x", "base", "y", "base", "ratio", 9.0, 0.2, 400.0, p=0.3)
+    sure = Joint("v", "base", "w", "base", "ratio", 2.0, 1.8, 2.2, p=1e-6)
+    cells = (Cell("x", "y", 1.0, 1),)
+    pair = Interaction("final/px_error", "f", "g", 0.25, cells, (wild, sure))
+    (said,) = (
+        s for s in wording.sentences(replace(made(), interactions=(pair,))) if "f and g" in s
+    )
+    assert said == (
+        "f and g change each other's effect on px error (25 % of its variance; v with w: "
+        "x2 [1.8, 2.2] of the product of each alone)."
+    )
