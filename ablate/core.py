@@ -108,6 +108,10 @@ class Core(Protocol):
         """Content hashes of what a job reads besides its settings, e.g. data and backbone."""
         ...
 
+    def remarks(self, config: Any) -> tuple[str, ...]:
+        """What the reader of a plan must know of its data, a line each: less than asked for."""
+        ...
+
     def describe(self, config: Any) -> dict[str, float]:
         """Its size, e.g. visual_tokens and parameters."""
         ...

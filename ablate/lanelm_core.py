@@ -109,6 +109,12 @@ class LaneLMCore:
             }
         return self._read[key]
 
+    def remarks(self, config: Any) -> tuple[str, ...]:
+        from model.data import shortage
+
+        said = shortage(self._split(config.data), config.data)
+        return (said,) if said else ()
+
     def describe(self, config: Any) -> dict[str, float]:
         from model.backbone import make_pyramid
         from model.lanelm import count_parameters, visual_tokens

@@ -91,6 +91,9 @@ class ModuleCore:
     def fingerprints(self, config: Any, cache: Path) -> dict[str, str]:
         return {}
 
+    def remarks(self, config: Any) -> tuple[str, ...]:
+        return ()
+
     def describe(self, config: Any) -> dict[str, float]:
         return {}
 

@@ -46,6 +46,7 @@ class Planner:
         self._ledger = Ledger(options.out)
         self._made: dict[Key, Made] = {}
         self._refused: dict[Key, str] = {}
+        self._remarks: dict[str, None] = {}
         self._jobs: dict[Key, tuple[Arm, list[Job]]] = {}
         self._fixed = [(key_of(arm), arm) for arm in arms_of(study)]
         self._adaptive = [
@@ -69,7 +70,7 @@ class Planner:
         find = results or (lambda job_id: self._ledger.accepted(job_id, self.study))
         arms = dict(self._fixed)
         labels = {arm.label for arm in arms.values()}
-        notes, more = list(notes_of(self.study)), []
+        notes, more = [*notes_of(self.study), *self._remarks], []
         walked: list[str] = []
         for name, kind, design in self._adaptive:
             proposal = design.propose(partial(self._tried, find), slots)
@@ -166,6 +167,7 @@ class Planner:
                 read = self.core.fingerprints(config, self._cache)
                 size = Size(partial(self.core.describe, config))
                 self._made[key] = new[key], config, read, size
+                self._remarks |= dict.fromkeys(self.core.remarks(config))
         except CoreError as error:
             raise Refused(f"{self.study.source}: {error}") from None
         except OSError as error:

@@ -30,6 +30,7 @@ __all__ = [
     "check_scenes",
     "fingerprint",
     "make_splits",
+    "shortage",
 ]
 
 _HOLDS = (
@@ -52,8 +53,8 @@ def make_splits(config: DataConfig) -> Splits:
 
     Training images come from the front of the training lists, several roots in turn. Validation
     images come from a root's own validation list, else from the far end of its training list, so
-    that they stay the same when `train_images` grows; there may be fewer than asked for. No image
-    of a test list validates.
+    that they stay the same when `train_images` grows; there may be fewer than asked for, as
+    `shortage` says. No image of a test list validates.
 
     Raises:
         DataError: a root that is no data set, a list that is missing, empty or malformed, or fewer
@@ -83,6 +84,17 @@ def make_splits(config: DataConfig) -> Splits:
     val_lists = [_validation(root, config.seed) for root in roots] if config.val_images else []
     val = take(val_lists, _count(config.val_images), used | test_keys)
     return Splits(train, val, test)
+
+
+def shortage(splits: Splits, config: DataConfig) -> str:
+    """Say how many validation images there are where that is fewer than asked for, else ""."""
+    asked, found = config.val_images, len(splits.val)
+    if isinstance(asked, str) or found >= asked:
+        return ""
+    none = (
+        "" if found else ": nothing is read of held-out images, and no weights are chosen by them"
+    )
+    return f"data.val_images={asked}, but only {found} are left beside the training images{none}"
 
 
 def check_scenes(refs: Iterable[SceneRef], config: DataConfig) -> None:

@@ -13,6 +13,7 @@ from ablate.nouns import Options, StudyError
 from ablate.planner import Planner
 from ablate.reader import load_study
 from tests.ablate.test_adaptive import FACTORS, PATHS, go, replayed, write
+from tests.model.fake_roots import make_tusimple_root
 
 PICKY = {"core": "tests.ablate.picky_core", "seeds": [0]}
 TWO = {name: FACTORS[name] for name in ("lr", "scale")}
@@ -143,3 +144,28 @@ def test_what_was_planned_is_not_made_again(
     monkeypatch.setattr(planner.core, "identity", None)
     assert planner.plan() == first
     assert first.jobs[0] in planner.plan().jobs
+
+
+FEW = """
+question: Enough images?
+base: {backbone.name: random, data.val_images: 3}
+factors: {images: {one: {}, two: {data.train_images: 2}, all: {data.train_images: all}}}
+design: factorial
+seeds: [0]
+"""
+
+
+def test_a_plan_says_where_fewer_images_validate_than_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make_tusimple_root(tmp_path / "tusimple", 4, 1)
+    (tmp_path / "few.yaml").write_text(FEW)
+    asked = [str(tmp_path / "few.yaml"), "--data", str(root), "--out", str(tmp_path / "out")]
+    assert main(["plan", *asked, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)["notes"]
+    head = "data.val_images=3, but only"
+    assert [note.removeprefix(head) for note in said] == [
+        " 2 are left beside the training images",
+        " 0 are left beside the training images: nothing is read of held-out images, and no "
+        "weights are chosen by them",
+    ]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from model import file_hashes, scene
 from model.config import DataConfig
-from model.data import DataError, Frame, check_scenes, fingerprint, make_splits
+from model.data import DataError, Frame, check_scenes, fingerprint, make_splits, shortage
 from model.image_file import jpeg_size
 from model.scene import ascending, cut, input_lanes
 from tests.model.fake_roots import make_culane_root, make_tusimple_root
@@ -207,8 +207,15 @@ def test_splits_are_disjoint_and_validation_stays_when_training_grows(culane: Pa
 
 
 def test_fewer_validation_images_than_asked_for_are_taken_as_they_are(tusimple: Path) -> None:
-    assert len(make_splits(_config(tusimple, val_images=100)).val) == N_TRAIN - 1
-    assert make_splits(_config(tusimple, train_images="all")).val == ()
+    many, every = _config(tusimple, val_images=100), _config(tusimple, train_images="all")
+    assert len(make_splits(many).val) == N_TRAIN - 1
+    assert make_splits(every).val == ()
+    said = shortage(make_splits(many), many)
+    assert said == "data.val_images=100, but only 4 are left beside the training images"
+    assert "only 0 are left" in shortage(make_splits(every), every)
+    assert "nothing is read of held-out images" in shortage(make_splits(every), every)
+    for fits in (_config(tusimple, val_images=2), _config(tusimple, val_images="all")):
+        assert shortage(make_splits(fits), fits) == ""
 
 
 def test_a_validation_list_is_used_but_never_its_test_images(culane: Path) -> None:
