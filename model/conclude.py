@@ -16,7 +16,7 @@ from model.checkpoint import weights_of
 from model.lanelm import LaneLM
 from model.material import Material
 from model.passes import Known
-from model.probe import always, readings, tokenizer_floor
+from model.probe import always, prompted_readings, readings, tokenizer_floor
 
 
 def final_readings(
@@ -56,6 +56,8 @@ def held_out_readings(
 ) -> dict[str, float]:
     """Take val/, best/ (on the validation images too) or test/ of the weights in `model`.
 
+    Those of test/, which are taken once, say too how lanes go on whose first point is given.
+
     Args:
         model: trained.
         material: the images.
@@ -65,7 +67,8 @@ def held_out_readings(
     """
     split = material.test if prefix == "test" else material.val
     bank = material.bank
-    return readings(model, bank, split, prefix, donors=None, full=False, scored=scored, known=known)
+    own = readings(model, bank, split, prefix, donors=None, full=False, scored=scored, known=known)
+    return own | prompted_readings(model, bank, split, prefix) if prefix == "test" else own
 
 
 def renamed(found: Mapping[str, float], old: str, new: str) -> dict[str, float]:

@@ -53,9 +53,10 @@ class DataConfig(Part):
     width: Count = Field(default=800, description="input width, px; a multiple of 32")
     height: Count = Field(default=320, description="input height, px; a multiple of 32")
     max_lanes: Count = Field(default=4, description="lane slots per image")
-    lane_order: Literal["left_to_right", "label"] = Field(
+    lane_order: Literal["left_to_right", "ego", "label"] = Field(
         default="left_to_right",
-        description="what a lane id means; label: order in the label file (legacy)",
+        description="what a lane id means; ego: the same order, about the middle of the image (the "
+        "two middle ids are the lines beside the camera); label: order in the label file (legacy)",
     )
     above_crop: Literal["cut", "clip"] = Field(
         default="cut", description="points above the crop: cut, or clipped onto its edge (legacy)"
@@ -235,6 +236,9 @@ class LossConfig(Part):
     ends_weight: NonNegative = Field(
         default=1.0, description="weight of rows without a point (pix2seq: 0.1)"
     )
+    start_weight: NonNegative = Field(
+        default=1.0, description="weight of each lane's first point, which no earlier one tells"
+    )
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.0, description="over all x tokens"
     )
@@ -312,6 +316,11 @@ class ExposureConfig(Part):
     input_noise: NonNegative = Field(
         default=0.0, description="std in bins of noise on previous x tokens"
     )
+    hidden: Share = Field(
+        default=0.0,
+        description="share of the lanes whose steps read as if no point had been written yet, so "
+        "that each has to find its lane in the image",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> ExposureConfig:
@@ -345,6 +354,11 @@ class DecodeConfig(Part):
     """Free-running decoding."""
 
     ends: Literal["x", "x_or_y"] = Field(default="x", description="which head may end a lane")
+    choice: Literal["token", "point"] = Field(
+        default="token",
+        description="token: the likeliest id; point: no point if that is likelier than all points "
+        "together, else the likeliest point",
+    )
     hallucination_removal: bool = Field(
         default=False,
         description="lanes of more than 10 points end at the first |dx| > 2 P85(|dx|) (the paper); "

@@ -9,6 +9,10 @@ all rows: k passes make the first k own tokens after a true one those of step-by
 (Duckworth et al., "Parallel Scheduled Sampling", 2019). `rollout` takes as many passes as rows; it
 is our reading of "train during inference too".
 
+Beside any of these a lane may be `hidden`: what all its steps read is blank. Each of them is then
+asked where the lane is at its row when no row before it has been written. Under teacher forcing
+only a lane's first point is asked that: the one that no token before it tells.
+
 Own tokens move points, they neither add nor remove any: decoding stops where a lane ends, so it
 never goes on from a prefix that ended wrongly. Where a token is a step from the previous point, the
 target after a moved point is the step that leads back to the lane.
@@ -77,17 +81,21 @@ class Exposure:
     def prefix(self, model: Decoder, memory: Any, targets: Targets, step: int, part: int) -> Prefix:
         """Make the prefix of a step (from 1) and of its pass `part`."""
         probability = self.probability(step)
-        if not probability and not self.config.input_noise:
+        c = self.config
+        if not (probability or c.input_noise or c.hidden):
             return self._teacher(model, targets)
         generator = stream(self.seed, f"exposure/{step}/{part}")
         x, moved = targets.x, torch.zeros_like(targets.point)
         if probability:
             chosen = self._choose(targets, probability, generator)
             x, moved = self._decode(model, memory, targets, chosen)
-        if self.config.input_noise:
-            std = self.config.input_noise * self.tokenizer.bin_width
+        if c.input_noise:
+            std = c.input_noise * self.tokenizer.bin_width
             noise = torch.randn(x.shape, generator=generator)
             x = x + std * noise.to(x.device)
+        if c.hidden:
+            hidden = torch.rand(*x.shape[:2], 1, generator=generator) < c.hidden
+            x = x.masked_fill(hidden.to(x.device), torch.nan)
         written = self.tokenizer.encode(x)
         goals = dataclasses.replace(targets, ids=retarget(self.tokenizer, written, targets))
         own = moved.sum() / targets.point.sum().clamp(min=1)

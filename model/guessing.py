@@ -52,8 +52,6 @@ def prove(
 
 def written(model: LaneLM, logits_x: Tensor, logits_y: Tensor) -> Int[Tensor, "B L T"]:
     """Give the ids that decoding would write if it met these logits step by step."""
-    ids = logits_x.argmax(-1)
-    if model.config.decode.ends == "x_or_y":
-        ids = ids * (logits_y.argmax(-1) < ids.shape[-1])
+    ids = model.choose(logits_x, logits_y)
     point, ends = model.tokenizer.ends(ids)
     return ids * point * (ends == 0)  # what starts nowhere and all after a lane's end is blank

@@ -240,9 +240,8 @@ class LaneLM(nn.Module):
         for t in range(T):
             h = self._decode(memory, ids_in[..., : t + 1], y_in[..., : t + 1], caches=caches)
             logits.append(self.head_x(h))  # (B, L, 1, V)
-            chosen = logits[-1][:, :, 0].argmax(-1)
-            if self.config.decode.ends == "x_or_y":
-                chosen = chosen * (self.head_y(h)[:, :, 0].argmax(-1) < T)
+            asked = self.config.decode.ends == "x_or_y"
+            chosen = self.choose(logits[-1], self.head_y(h) if asked else None)[..., 0]
             if prompt is not None and t < prompt.shape[-1]:
                 chosen = torch.where(prompt[..., t] < 0, chosen, prompt[..., t])
             ids[..., t] = chosen * ~ended
@@ -255,6 +254,16 @@ class LaneLM(nn.Module):
                     ids_in[..., t + 1] = ids[..., t - late]
                 y_in[..., t + 1] = torch.where(point, t + model.decode_y_offset, T)
         return (ids, torch.cat(logits, dim=2)) if return_logits else ids
+
+    def choose(
+        self, logits_x: Float[Tensor, "B L t V"], logits_y: Float[Tensor, "B L t R"] | None
+    ) -> Int[Tensor, "B L t"]:
+        """Give the id that greedy decoding writes at each step; only `ends: x_or_y` asks for y."""
+        ids = likeliest(logits_x, self.config.decode.choice)
+        if self.config.decode.ends == "x_or_y":
+            assert logits_y is not None
+            ids = ids * (logits_y.argmax(-1) < self.config.tokenizer.n_rows)
+        return ids
 
     def _decode(
         self,
@@ -295,6 +304,21 @@ class LaneLM(nn.Module):
         for block in self.blocks:
             assert isinstance(block, Block)
             yield block
+
+
+def likeliest(
+    logits_x: Float[Tensor, "*steps V"], choice: Literal["token", "point"]
+) -> Int[Tensor, "*steps"]:
+    """Give the likeliest id of each step; with `point`, of whichever of point and none is likelier.
+
+    A model that knows that there is a lane but not where spreads it over many ids, each of them
+    less likely than "no point" (0): then the likeliest token loses the lane.
+    """
+    if choice == "token":
+        return logits_x.argmax(-1)
+    points = logits_x[..., 1:].float()
+    none = logits_x[..., 0].float() > points.logsumexp(-1)
+    return (points.argmax(-1) + 1) * ~none
 
 
 def count_parameters(config: TrainConfig, channels: tuple[int, int, int]) -> int:

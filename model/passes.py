@@ -17,9 +17,10 @@ from torch import Tensor
 
 from model.batches import to_device
 from model.eval_split import EvalSplit
-from model.lanelm import LaneLM, Memory, visual_tokens
+from model.lanelm import LaneLM, Memory, likeliest, visual_tokens
 from model.loss import compute_loss, step_weights
 from model.metrics import Lanes, cross_entropy
+from model.prompt import first_keypoints, prompt_of
 from model.targets import Targets
 from model.tokenizer import Tokenizer
 
@@ -155,6 +156,16 @@ def decode(
     return Decoded(np.stack([known.lanes[row] for row in split.indices]), found)
 
 
+def go_on(model: LaneLM, bank: Bank, split: EvalSplit, k: int = 1) -> Lanes:
+    """Let the model write the lanes of a split, of each of which it is given the first k points."""
+    written = []
+    with evaluating(model):
+        for memory, targets in images(model, bank, split):
+            prompt = prompt_of(model.tokenizer, first_keypoints(targets.x, k))
+            written.append(_px(model.tokenizer.decode(model.generate(memory, prompt=prompt))))
+    return np.concatenate(written)
+
+
 def force(
     model: LaneLM,
     bank: Bank,
@@ -185,7 +196,7 @@ def force(
                 logits_x, logits_y, targets, loss, w, n_bins=tokenizer.n_bins, totals=totals
             )
             objective += float(part.objective)
-            chosen = logits_x.argmax(-1)
+            chosen = likeliest(logits_x, model.config.decode.choice)
             lanes.append(_px(after_prefix(tokenizer, targets.ids, chosen)))
     return Forced(torch.cat(nll), torch.cat(nll_y), np.concatenate(lanes), objective)
 

@@ -10,7 +10,7 @@ from model.eval_split import EvalScene, EvalSplit, official_readings
 from model.lanelm import LaneLM
 from model.looking import looking_readings, uniformity
 from model.metrics import Lanes, collapse, first_points, loss_per_px, px_readings, zigzag
-from model.passes import Bank, Forced, Known, decode, force, plain_steps
+from model.passes import Bank, Forced, Known, decode, force, go_on, plain_steps
 from model.processing import process, processes
 from model.sight import sight_readings
 from model.targets import Targets
@@ -20,6 +20,7 @@ __all__ = [
     "EvalScene",
     "EvalSplit",
     "looking_readings",
+    "prompted_readings",
     "readings",
     "sight_readings",
     "tokenizer_floor",
@@ -103,6 +104,19 @@ def readings(
         if "px_error" in own and "px_error_teacher_forced" in own:
             own["exposure_gap"] = own["px_error"] - own["px_error_teacher_forced"]
     return named | {f"{prefix}/{name}": value for name, value in own.items()}
+
+
+def prompted_readings(model: LaneLM, bank: Bank, split: EvalSplit, prefix: str) -> Readings:
+    """Read how lanes go on whose first point is given, as LaneLM's paper gives a detector's.
+
+    `px_error_prompted` and `coverage_prompted`, beside `px_error` and `coverage`: what the model
+    does not find by itself is where its lanes begin, if these are much better.
+    """
+    if not len(split):
+        return {}
+    read = px_readings(go_on(model, bank, split), split.truth)
+    short = ("px_error", "coverage")
+    return {f"{prefix}/{name}_prompted": read[name] for name in short if name in read}
 
 
 def lane_readings(

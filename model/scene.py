@@ -139,6 +139,10 @@ def input_lanes(
     Lane order is left to right where the lanes meet the bottom row, prolonged if they end above
     it; of more than `max_lanes` those nearest to the middle stay (legacy `label`: the first ones).
     What is left of a lane with fewer than two points is dropped.
+
+    With `ego` empty lanes before them move the others so far right that the first one right of the
+    image's middle is the `max_lanes // 2`-th, or as far as there is room (SCNN's slots; Pan et al.,
+    2018).
     """
     found: list[tuple[float, Polyline]] = []
     for lane in lanes:
@@ -151,11 +155,16 @@ def input_lanes(
         points = cut(points, frame.input_width, frame.input_height)
         if len(points) >= 2:
             found.append((bottom, points))
-    if config.lane_order == "left_to_right":
-        middle = frame.input_width / 2
+    middle = frame.input_width / 2
+    if config.lane_order != "label":
         found.sort(key=lambda lane: abs(lane[0] - middle))
         found = sorted(found[: config.max_lanes], key=lambda lane: lane[0])
-    return tuple(points for _, points in found[: config.max_lanes])
+    kept = tuple(points for _, points in found[: config.max_lanes])
+    if config.lane_order == "ego":
+        left = sum(bottom < middle for bottom, _ in found)
+        free = config.max_lanes - len(kept)
+        return (np.empty((0, 2)),) * min(max(config.max_lanes // 2 - left, 0), free) + kept
+    return kept
 
 
 def cut(points: Polyline, width: int, height: int) -> Polyline:

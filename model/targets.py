@@ -41,7 +41,8 @@ class Targets:
 def make_targets(lanes: Sequence[Sequence[np.ndarray]], config: TrainConfig) -> Targets:
     """Write each image's lanes, polylines (P, 2) in input px, into its slots in their order.
 
-    A lane that meets no row takes no slot.
+    A lane that meets no row takes no slot. With `data.lane_order` ego every entry has its slot, and
+    an empty polyline (0, 2) leaves it empty.
 
     Raises:
         ValueError: an image has more lanes than `data.max_lanes`.
@@ -51,7 +52,8 @@ def make_targets(lanes: Sequence[Sequence[np.ndarray]], config: TrainConfig) -> 
     x = np.full((len(lanes), slots, T), np.nan)
     for image, polylines in enumerate(lanes):
         read = [lane_to_rows(lane, rows, config.data.width) for lane in polylines]
-        seen = [row for row in read if not np.isnan(row).all()]
+        keep = config.data.lane_order == "ego"
+        seen = [row for row in read if keep or not np.isnan(row).all()]
         if len(seen) > slots:
             raise ValueError(f"image {image} has {len(seen)} lanes, data.max_lanes is {slots}")
         x[image, : len(seen)] = np.array(seen).reshape(-1, T)

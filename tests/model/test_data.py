@@ -157,6 +157,31 @@ def test_of_too_many_lanes_the_middle_ones_stay() -> None:
     assert [lane[-1, 0] for lane in kept] == pytest.approx([100, 420, 700], abs=0.01)
 
 
+@pytest.mark.parametrize(
+    ("bottoms", "slots"),
+    [
+        ((100, 300, 500, 700), (100, 300, 500, 700)),
+        ((300, 500), (None, 300, 500)),
+        ((500, 700), (None, None, 500, 700)),
+        ((100, 300), (100, 300)),
+        ((500,), (None, None, 500)),
+        ((450, 600, 750), (None, 450, 600, 750)),  # no room for two empty slots
+        ((50, 150, 250, 550), (50, 150, 250, 550)),
+        ((), (None, None)),
+    ],
+)
+def test_ego_order_lays_the_lanes_about_the_middle(
+    bottoms: tuple[float, ...], slots: tuple[float | None, ...]
+) -> None:
+    frame = Frame(800, 320, 0, 800, 320)
+    lanes = [np.array([[400.0, 20], [x, 320.0]]) for x in bottoms]
+    placed = input_lanes(lanes[::-1], frame, DataConfig(lane_order="ego"))
+    found = tuple(round(float(lane[-1, 0])) if len(lane) else None for lane in placed)
+    assert found == slots
+    sorted_lanes = input_lanes(lanes, frame, DataConfig())
+    assert [lane.tolist() for lane in placed if len(lane)] == [x.tolist() for x in sorted_lanes]
+
+
 _numbers = st.floats(-2000, 3000, allow_nan=False).map(lambda value: round(value, 3))
 
 

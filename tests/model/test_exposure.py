@@ -58,6 +58,29 @@ def test_teacher_forcing_reads_the_labels() -> None:
     assert prefix.own == 0
 
 
+@pytest.mark.parametrize("mode", ["absolute", "relative_disjoint"])
+def test_a_hidden_lane_reads_blanks_and_is_asked_where_it_is(mode: str) -> None:
+    config = small(tokenizer__mode=mode, exposure__hidden=1.0)
+    prefix, model, _ = prefix_of(config, 1)
+    nothing = torch.zeros_like(lanes(config).ids)
+    assert torch.equal(prefix.ids_in, model.shift(nothing)[0])
+    assert torch.equal(prefix.y_in, model.shift(nothing)[1])
+    absolute = make_tokenizer(config.tokenizer, config.data.width).bins(lanes(config).x)
+    assert torch.equal(prefix.targets.ids, absolute)
+
+
+def test_a_share_of_the_lanes_is_hidden_others_read_the_labels() -> None:
+    config = small(exposure__hidden=0.5)
+    hidden = []
+    for step in range(1, 21):
+        prefix, model, _ = prefix_of(config, step)
+        truth = model.shift(lanes(config).ids)[0]
+        own = (prefix.ids_in == truth).all(-1)
+        hidden += (~own)[lanes(config).present].tolist()
+        assert torch.equal(prefix.ids_in[own], truth[own])
+    assert 0.3 < np.mean(hidden) < 0.7
+
+
 def test_probability_waits_grows_and_stays() -> None:
     exposure = Exposure(
         small(

@@ -14,10 +14,12 @@ from tests.model.small import MemoryBank, split_of
 
 
 @pytest.mark.parametrize("mode", ["absolute", "relative_disjoint"])
-@pytest.mark.parametrize("ends", ["x", "x_or_y"])
+@pytest.mark.parametrize(("ends", "choice"), [("x", "token"), ("x_or_y", "token"), ("x", "point")])
 @torch.no_grad()
-def test_any_guess_ends_at_what_decoding_writes(mode: str, ends: str) -> None:
-    config = small(tokenizer__mode=mode, decode__ends=ends, visual__levels="p5")
+def test_any_guess_ends_at_what_decoding_writes(mode: str, ends: str, choice: str) -> None:
+    config = small(
+        tokenizer__mode=mode, decode__ends=ends, decode__choice=choice, visual__levels="p5"
+    )
     model = network(config, sharpen=8.0)
     memory = model.encode(features_of(model))
     greedy = model.generate(memory)

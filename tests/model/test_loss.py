@@ -42,6 +42,14 @@ def test_only_what_decoding_asks_for_counts(targets: Targets) -> None:
     assert only_points[0].tolist() == [[0, 0, 1, 1, 1, 0], [0] * T]
 
 
+def test_the_first_point_of_a_lane_counts_start_weight(targets: Targets) -> None:
+    weights = step_weights(targets, LossConfig(start_weight=5.0))
+    assert weights[0, 0].tolist() == [1, 1, 5, 1, 1, 1]
+    assert weights[0, 1].tolist() == [1] * T  # no lane
+    only_points = step_weights(targets, LossConfig(start_weight=5.0, ends="ignored"))
+    assert only_points[0, 0].tolist() == [0, 0, 5, 1, 1, 0]
+
+
 def test_nothing_after_the_end_of_a_lane_counts(config: TrainConfig) -> None:
     rows = 320 / T * np.arange(T)
     lane = np.stack([[300.0, 350.0], rows[4:6]], axis=1)  # written first

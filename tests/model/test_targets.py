@@ -56,6 +56,15 @@ def test_a_lane_that_meets_no_row_takes_no_slot():
     assert targets.x[0, 0, 0] == 90
 
 
+def test_in_ego_order_an_empty_lane_keeps_its_slot():
+    config = CONFIG.model_copy(
+        update={"data": CONFIG.data.model_copy(update={"lane_order": "ego"})}
+    )
+    targets = make_targets([[np.empty((0, 2)), lane(10, 1, 7), lane(90, 0, 60)]], config)
+    assert targets.present.tolist() == [[False, False, True]]
+    assert targets.x[0, 2, 0] == 90
+
+
 def test_too_many_lanes_are_refused():
     with pytest.raises(ValueError, match=r"image 0 has 4 lanes, data\.max_lanes is 3"):
         make_targets([[lane(10 * i, 0, 60) for i in range(4)]], CONFIG)
