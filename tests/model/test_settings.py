@@ -259,7 +259,7 @@ CASES: dict[str, Case] = {
     "batch.lanes": Case(3),
     "batch.accumulate": Case(2),
     "decode.ends": Case("x_or_y", decoded, {"loss.y_weight": 0.9, "optim.lr": 0.003}),
-    "decode.choice": Case("point", decoded),
+    "decode.choice": Case("point", decoded, {"optim.lr": 0.003}),
     "decode.hallucination_removal": Case(True, processed, TALL),
     "decode.smooth": Case(5, processed, TALL),
     "evaluation.every": Case(2, of(lambda r: list(r.events.of("visual/std")), [0, 2, 4, 6, 8])),
