@@ -154,10 +154,15 @@ def fisher(rho: float, n: int) -> tuple[float, float]:
 
 
 def mean(jobs: pd.DataFrame, metric: str) -> str:
-    """Mean and half the t interval over the jobs that have the reading; how many when not all."""
-    known = jobs[metric].dropna().tolist() if metric in jobs else []
-    text = wording.measured(t_interval(known)) if known else "-"
-    return text if len(known) == len(jobs) or not known else f"{text} ({len(known)}/{len(jobs)})"
+    """Mean and half the t interval over seeds; how many jobs have the reading when not all.
+
+    Arms of one seed share what the seed draws: they are averaged first, and count as one.
+    """
+    known = jobs[["seed", metric]].dropna() if metric in jobs else jobs[:0]
+    if known.empty:
+        return "-"
+    text = wording.measured(t_interval(known.groupby("seed")[metric].mean().tolist()))
+    return text if len(known) == len(jobs) else f"{text} ({len(known)}/{len(jobs)})"
 
 
 def said(metric: str) -> str:
