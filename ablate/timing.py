@@ -120,10 +120,11 @@ def _refuse_missing(asked: Request) -> None:
         return
     here, last = len(gpus.free_memory_mb(asked.study.core)), max(named)
     if last >= here:
-        seen = ", ".join(f"cuda:{gpu}" for gpu in range(here)) or "no GPU is seen here"
+        seen = ", ".join(f"cuda:{gpu}" for gpu in range(here))
+        lacking = f"; allowed: {seen}, or" if here else ", but no GPU is seen here;"
         raise StudyError(
-            f"{asked.study.source}: runtime.device: given {named[last]!r}; allowed: {seen}; or "
-            "let them train on cpu, or elsewhere: --engine ray or slurm"
+            f"{asked.study.source}: runtime.device: given {named[last]!r}{lacking} let its jobs "
+            "train on cpu, or elsewhere: --engine ray or slurm"
         )
 
 

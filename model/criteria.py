@@ -151,7 +151,7 @@ def _lane_count(name: str, value: float | None, voids: tuple[str, ...], where: s
 def _lane_length(name: str, value: float | None, voids: tuple[str, ...], where: str) -> Gate:
     if value is None:
         return _gate(name, None, False, voids, "no lane is labelled")
-    note = f"lanes do not end: {value:.2g} points decoded per labelled one{where}"
+    note = f"lanes do not end{where}: {value:.2g} points decoded per labelled one"
     return _gate(name, value, value <= TOO_LONG, voids, note)
 
 

@@ -120,6 +120,11 @@ def test_lane_length() -> None:
     assert endless.verdict == "failed"
     assert "do not end" in endless.note
     assert gate("lane_length", final__points_ratio=None).verdict == "not testable"
+    both = {"final/points_ratio": 2.0, "best/points_ratio": 2.0}
+    heads = [
+        g.note.partition(":")[0] for g in gates(HEALTHY | both, SETTINGS) if "do not" in g.note
+    ]
+    assert len(set(heads)) == 2  # which images it is of stands before the colon
 
 
 def test_coverage() -> None:
