@@ -150,7 +150,7 @@ class Dispatcher:
         self.progress.started(followed.job.id, followed.attempt, followed.since)
         self.display.started(self.progress, followed.job, followed.attempt)
         if followed.attempt == 1:
-            self.scribe.tell("job_started", followed.job)
+            self.scribe.tell(lambda record: record.job_started(followed.job))
 
     def _ended(self, followed: Followed, outcome: Outcome) -> None:
         job = followed.job
@@ -165,7 +165,8 @@ class Dispatcher:
             self.news = True
             self.trained.append(job.id)
             self.display.ended(self.progress, job, result, now - followed.since)
-            self.scribe.tell("job_finished", job, result, self.ledger.folder(job.id))
+            folder = self.ledger.folder(job.id)
+            self.scribe.tell(lambda record: record.job_finished(job, result, folder))
             self.prune(self.shears.ended(job, result))
 
     def _settle(self, followed: Followed, outcome: Outcome) -> Result | None:
@@ -251,5 +252,5 @@ class Dispatcher:
         events, followed.offset = self.ledger.read_events(job.id, followed.offset)
         if events:
             self.progress.events(job.id, events)
-            self.scribe.tell("job_events", job, events)
+            self.scribe.tell(lambda record: record.job_events(job, events))
             self.prune(self.shears.heard(job, events))

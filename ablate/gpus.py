@@ -13,6 +13,8 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
+from ablate.nouns import StudyError
+
 RESERVE = 600.0
 """MB that a process takes of a GPU before it trains."""
 SLACK = 1.2
@@ -122,11 +124,16 @@ def free_memory_mb(core: str) -> tuple[float, ...]:
     """Free MB of each GPU that the core's library sees, asked in a process that then goes away.
 
     Asked here, the coordinator itself would keep some of every GPU for as long as it lives.
+
+    Raises:
+        StudyError: that process failed; the last line that it wrote says why.
     """
     code = "import json, sys; from ablate.core import load_core; "
     code += f"sys.stdout.write(json.dumps(load_core({core!r}).free_gpu_memory_mb()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     try:
         return tuple(float(free) for free in json.loads(done.stdout))
-    except ValueError:
-        return ()
+    except (ValueError, TypeError):
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        why = " ".join(lines[-1].split()) if lines else f"it ended with status {done.returncode}"
+        raise StudyError(f"the GPUs here cannot be asked for their memory: {why}") from None

@@ -179,7 +179,8 @@ class _Coordinator:
             self._train(todo, self.shears.begin(self.plan.jobs, kept))
         self.scribe.begin(self.plan)
         if self.conclude is not None and not self.stop.asked:
-            self.scribe.tell("conclude", *self.conclude(self.progress.results))
+            ranking, files = self.conclude(self.progress.results)
+            self.scribe.tell(lambda record: record.conclude(ranking, files))
         self.scribe.finish(lambda: self.stop.asked)
         missing = tuple(job_id for job_id in self.jobs if job_id not in self.progress.results)
         return RunSummary(
@@ -317,7 +318,7 @@ class _Coordinator:
             kept = {k: r for k, r in found.items() if r is not None and not self._due(r)}
             self.progress.extend(new, kept, todo)
             self.dispatcher.news = len(todo) < len(new)  # some had run before, for another study
-            self.scribe.tell("planned", self.plan)
+            self.scribe.tell(lambda record, plan=self.plan: record.planned(plan))
             if todo:
                 self._prepare(todo, self.ledger.out / "cache", engine)
                 self.dispatcher.enqueue(todo)

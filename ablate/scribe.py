@@ -38,6 +38,10 @@ class Recorder(Protocol):
     def close(self) -> None: ...
 
 
+Call = Callable[[Recorder], None]
+"""Tells a recorder one thing."""
+
+
 class Scribe:
     """The one writer of a record. Any trouble with it ends the recording, never the training.
 
@@ -49,7 +53,7 @@ class Scribe:
     ) -> None:
         self._make = make
         self._say = say
-        self._told: queue.SimpleQueue[tuple[str, tuple[Any, ...]] | None] = queue.SimpleQueue()
+        self._told: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
         self._trouble: str | None = None
         self._plan = Plan([])
         self._thread = threading.Thread(target=self._write, name="scribe", daemon=True)
@@ -63,10 +67,10 @@ class Scribe:
             self._plan = plan
             self._thread.start()
 
-    def tell(self, what: str, *arguments: Any) -> None:
-        """Pass on a call of the `Recorder`, to be made in order, some time soon."""
+    def tell(self, call: Call) -> None:
+        """Have the recorder called, in order, some time soon, in the scribe's thread."""
         if self._make is not None:
-            self._told.put((what, arguments))
+            self._told.put(call)
 
     def check(self) -> None:
         """Say what went wrong, once."""
@@ -100,8 +104,7 @@ class Scribe:
             recorder = self._make()
             recorder.start(self._plan)
             while (call := self._told.get()) is not None:
-                what, arguments = call
-                getattr(recorder, what)(*arguments)
+                call(recorder)
             recorder.close()
         except Exception as error:  # noqa: BLE001 - whatever ails the record, training goes on
             self._trouble = " ".join(f"{type(error).__name__}: {error}".split())

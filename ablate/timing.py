@@ -80,7 +80,13 @@ def planned_crew(asked: Request, workers: int | None) -> tuple[int | None, list[
 
     Nothing is timed for it.
     """
-    if not on_gpu(asked) or not (free := gpus.free_memory_mb(asked.study.core)):
+    if not on_gpu(asked):
+        return workers, []
+    try:
+        free = gpus.free_memory_mb(asked.study.core)
+    except StudyError as error:
+        return workers, [str(error)]
+    if not free:
         return workers, []
     crew = _seated(asked, free, workers, None)
     notes = []

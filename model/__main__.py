@@ -22,6 +22,7 @@ from model.console import (
     Display,
     Parser,
     RequestError,
+    close_torn_line,
     finite,
     read_settings,
     stop_asked,
@@ -94,6 +95,7 @@ def _train(argv: Sequence[str]) -> int:
     _prepare(out, config)
     state, metrics, error, trace = "done", {}, None, None
     show = Display(config.optim.steps)
+    close_torn_line(out / "events.jsonl")
     with stop_asked() as stop, (out / "events.jsonl").open("a") as events:
 
         def log(step: int, metrics: Mapping[str, float], event: str | None = None) -> None:

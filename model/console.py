@@ -6,6 +6,7 @@ import argparse
 import difflib
 import json
 import math
+import os
 import signal
 import sys
 import time
@@ -60,6 +61,15 @@ def write_whole(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text)
     temporary.replace(path)
+
+
+def close_torn_line(path: Path) -> None:
+    """End a last line that a killed writer left half written, so that it takes no other with it."""
+    with path.open("ab+") as file:
+        if size := file.seek(0, os.SEEK_END):
+            file.seek(size - 1)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
 
 
 def finite(metrics: Mapping[str, float]) -> dict[str, float | None]:

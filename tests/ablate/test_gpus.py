@@ -146,6 +146,21 @@ def test_a_gpu_named_by_a_number_has_to_be_here(
     assert gpu_crew(asked, "ray", None) == Crew()  # another machine may have it
 
 
+def test_gpus_that_cannot_be_asked_say_why(
+    study: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The core's library breaks in the process that asks: its last words are kept."""
+    ask = gpus.free_memory_mb
+    assert ask("tests.ablate.gpu_core") == ()
+    monkeypatch.setattr(gpus, "free_memory_mb", lambda core: ask("tests.ablate.no_core"))
+    assert main(["run", *study]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the GPUs here cannot be asked for their memory" in line
+    assert "tests.ablate.no_core" in line
+    assert main(["plan", *study, "--no-probe"]) == 0  # planned here, run elsewhere
+    assert "cannot be asked for their memory" in capsys.readouterr().err
+
+
 def test_as_many_workers_as_fit_each_on_its_gpu(
     study: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

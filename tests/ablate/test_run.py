@@ -272,7 +272,8 @@ def test_the_record_is_told_everything_in_order(tmp_path: Path) -> None:
 def test_the_record_starts_before_it_is_told_of_what_ended_early() -> None:
     notebook: Any = Notebook()
     scribe = Scribe(lambda: notebook, lambda text, style: None)
-    scribe.tell("job_finished", toy_job())  # pruned before any worker was at it
+    job, result = toy_job(), Result("a", {}, 0, "pruned", {})
+    scribe.tell(lambda record: record.job_finished(job, result, Path()))  # before any worker
     scribe.begin(toy_plan(1))
     scribe.finish(lambda: False)
     assert notebook.told == ["start", "job_finished", "close"]

@@ -239,6 +239,20 @@ def test_ctrl_c_keeps_a_checkpoint_to_go_on_from(
     assert "resumed after step 5" in capsys.readouterr().out
 
 
+def test_a_line_that_a_kill_tore_takes_no_other_with_it(tmp_path: Path) -> None:
+    out = ["--out", str(tmp_path / "out")]
+    config = str(write(tmp_path / "job.json", settings()))
+    assert command.main([config, *out]) == 0
+    path = tmp_path / "out" / "events.jsonl"
+    whole = path.read_text().splitlines()
+    path.write_text("\n".join([*whole, whole[-1][:20]]))
+    assert command.main([config, *out]) == 0
+    after = path.read_text().splitlines()
+    assert after[: len(whole) + 1] == [*whole, whole[-1][:20]]
+    assert len(after) > len(whole) + 1
+    assert all(json.loads(line) for line in after[len(whole) + 1 :])
+
+
 def test_events_of_other_settings_do_not_stay(tmp_path: Path) -> None:
     out = ["--out", str(tmp_path / "out")]
     for lr in (0.001, 0.002):
