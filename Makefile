@@ -25,7 +25,7 @@ STAMP := $(VENV)/.installed
 # one BLAS/OpenMP thread per process: workers are processes, and oversubscribed threads cost up to 9x
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup study smoke ui report results test test-all test-engines check bench clean-env
+.PHONY: help setup study smoke ui report results test test-all test-engines check bench
 
 help: ## this list
 	@echo 'make study STRATEGY=1   train the arms of strategy 1, rank them, write the report'
@@ -44,7 +44,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "make: Python 3.11 or newer is needed; found: $$(python3 --version 2>&1 || echo none). Install it, or say where it is: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 2; fi; \
 	echo "Setting up $(VENV) with $$($$python --version) and the pins of constraints.txt (once, some minutes) ..."; \
 	$$python -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt 'torch==2.13.0'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 

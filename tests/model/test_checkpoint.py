@@ -139,6 +139,17 @@ def test_a_checkpoint_of_another_run_is_refused_by_name(saved: Any) -> None:
         resume(path, config, "features-2", *parts(config))
 
 
+def test_a_checkpoint_of_other_numerics_is_refused(
+    saved: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same settings give other numbers now: going on would mix the two."""
+    path, config, *_ = saved
+    assert resume(path, config, "features-1", *parts(config)).step == 3
+    monkeypatch.setattr("model.checkpoint.NUMERICS_VERSION", 10**6)
+    with pytest.raises(CheckpointError, match="of a version with other numerics"):
+        resume(path, config, "features-1", *parts(config))
+
+
 def test_where_it_runs_is_no_other_run(saved: Any) -> None:
     path = saved[0]
     moved = tiny(optim__lr=0.01, runtime__log_every=7, runtime__checkpoint_every=2)
