@@ -67,14 +67,15 @@ def objectives_of(study: Study, design: Design | None = None) -> dict[str, Direc
         named = one.options.get("objective") or one.options.get("reading")
         if named:
             return dict(named)
-    metrics = [condition.metric for c in study.criteria for condition in c.conditions]
+    above = {k.metric: k.above for c in study.criteria for k in c.conditions}
+    metrics = list(above)
     if not metrics:
         raise StudyError(
             f"{study.source}: criteria: there are none, so it is not known which reading is to be "
             "small; give one, or the design's own (reading: of paths, objective: of search)"
         )
     chosen = next((name for name in metrics if name.endswith("/px_error")), metrics[0])
-    return {chosen: "minimize"}
+    return {chosen: "maximize" if above[chosen] else "minimize"}
 
 
 def _paths(asking: Asking, name: str, design: Design) -> Adaptive:

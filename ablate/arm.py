@@ -31,13 +31,15 @@ class Reading:
     threshold: float
     verdict: Verdict
     value: Interval | None
+    above: bool = False
+    """Met by what is greater than the threshold, not less."""
 
     @property
     def margin(self) -> float:
-        """(threshold - mean) / threshold: above 0 passes; -inf without a value."""
+        """(threshold - mean) / threshold, or its opposite: above 0 passes; -inf without a value."""
         if self.value is None:
             return -math.inf
-        return (self.threshold - self.value.mean) / abs(self.threshold or 1.0)
+        return Condition(self.metric, self.threshold, self.above).margin(self.value.mean)
 
 
 @dataclass(frozen=True)
@@ -199,10 +201,11 @@ def _read_condition(
     verdict: Verdict = "failed"
     if value is None:
         verdict = "not testable"
-    elif value.mean < condition.threshold:
-        sure = value.high is not None and value.high < condition.threshold
+    elif condition.meets(value.mean):
+        worse = value.low if condition.above else value.high
+        sure = worse is not None and condition.meets(worse)
         verdict = "passed" if sure and whole and value.n == seeds else "likely"
-    return Reading(condition.metric, condition.threshold, verdict, value)
+    return Reading(condition.metric, condition.threshold, verdict, value, condition.above)
 
 
 def _merge_gates(gates: Sequence[Gate]) -> tuple[ArmGate, ...]:
@@ -253,6 +256,7 @@ def arm_json(arm: RankedArm) -> dict[str, Any]:
             "verdict": criterion.verdict,
             "value": deciding.value.mean if deciding.value else None,
             "threshold": deciding.threshold,
+            "direction": "above" if deciding.above else "below",
             "metric": deciding.metric,
             "voided_by": list(criterion.voided_by),
             "conditions": [asdict(reading) for reading in criterion.readings],

@@ -69,11 +69,12 @@ def plan(
     Checks settings, data and weights too, so that what is wrong is said before anything trains.
     """
     from ablate.overview import plan_json, plan_summary, plan_table
-    from ablate.timing import planned_crew, time_shapes
+    from ablate.timing import planned_crew, time_shapes, unseen_gpu
 
     asked = request(study, data, checkpoint, seeds, sets, out)
+    unseen = unseen_gpu(asked)
     try:
-        notes = time_shapes(asked, workers) if probe else []
+        notes = time_shapes(asked, workers) if probe and not unseen else []
     except KeyboardInterrupt:
         notes = ["not all shapes were timed: stopped"]
     crew, unsaid = planned_crew(asked, workers)
@@ -85,6 +86,7 @@ def plan(
         console().print(plan_summary(asked.study, asked.plan, asked.state, guess))
     for note in (*notes, *unsaid):
         complain(f"estimate: {note}")
+    asked.warn(unseen)
 
 
 def run(
@@ -143,6 +145,7 @@ def run(
     asked = request(study, data, checkpoint, seeds, sets, out)
     asked.options = replace(asked.options, resources=tuple(resources or ()))
     asked.ledger.prepare()
+    asked.say_replaced()
     made: list[Ranking] = []
 
     def conclude(results: Mapping[str, Result]) -> tuple[Ranking, list[Path]]:
@@ -212,7 +215,7 @@ def status(
     """How far a study is: counts, what failed and why, what runs, results of older code."""
     from ablate.overview import status_json, status_lines
 
-    asked = request(study, data, checkpoint, seeds, sets, out)
+    asked = request(study, data, checkpoint, seeds, sets, out).of_jobs()
     code, guess = asked.core.source_hash(), asked.estimate()
     value = status_json(
         asked.study, asked.plan, asked.ledger, asked.state, asked.results, code, guess
@@ -237,7 +240,9 @@ def rank(
     """Rank the configs against the success criteria, from the results that there are."""
     from ablate.table import answer
 
-    ranking = request(study, data, checkpoint, seeds, sets, out, table).rank()
+    asked = request(study, data, checkpoint, seeds, sets, out, table).of_jobs()
+    ranking = asked.rank()
+    asked.warn()
     if as_json:
         print_json(ranking.to_json())
     else:
@@ -254,9 +259,11 @@ def report(
     table: Table = None,
 ) -> None:
     """Write the report, one HTML page that needs nothing else, from the results that there are."""
-    asked = request(study, data, checkpoint, seeds, sets, out, table)
+    asked = request(study, data, checkpoint, seeds, sets, out, table).of_jobs()
     asked.ledger.prepare()
+    asked.keep_study()
     console().print(str(asked.report(asked.rank())), soft_wrap=True)
+    asked.warn()
 
 
 def record(
@@ -268,8 +275,9 @@ def record(
     out: Out = RUNS,
 ) -> None:
     """Make MLflow show what the run folder holds; a second time changes nothing."""
-    asked = request(study, data, checkpoint, seeds, sets, out)
+    asked = request(study, data, checkpoint, seeds, sets, out).of_jobs()
     with asked.ledger.lock():  # a running study has its own writer
+        asked.keep_study()
         ranking = asked.rank()
         files = asked.answer(ranking, asked.results)
         from ablate.record import rebuild
@@ -283,6 +291,7 @@ def record(
             )
             raise typer.Exit(FAILED) from None
     console().print(f"{len(asked.results)} jobs of {asked.study.name} are in MLflow")
+    asked.warn()
 
 
 def ui(

@@ -7,12 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ablate import strict_yaml
 from ablate.core import Core
 from ablate.files import write_atomic
 from ablate.importance import importances_of
 from ablate.ledger import Ledger
-from ablate.nouns import Plan, Result, Study
+from ablate.nouns import Plan, Result, Study, StudyError
 from ablate.rank import Ranking, judge, rank
+from ablate.reader import resolved
+
+HOW_TO_RUN = ("timeout", "attempts", "resources")
+"""Keys of a study that change no number of its answer."""
 
 
 def results_of(study: Study, plan: Plan, ledger: Ledger) -> dict[str, Result]:
@@ -36,6 +41,33 @@ def rank_study(study: Study, plan: Plan, core: Core, results: Mapping[str, Resul
         walked=plan.walked,
         importances=importances,
     )
+
+
+def write_study(study: Study, ledger: Ledger) -> Path:
+    """Write the study as it was resolved beside its answers."""
+    path = ledger.study_folder(study.name) / "study.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, resolved(study))
+    return path
+
+
+def other_answer(study: Study, ledger: Ledger) -> list[str]:
+    """The keys in which the study whose answer lies there differs; none where there is no answer.
+
+    What says only how jobs are run makes no other answer.
+    """
+    folder = ledger.study_folder(study.name)
+    if not (folder / "report.html").exists():
+        return []
+    try:
+        there = strict_yaml.read(folder / "study.yaml").plain()
+        ours = strict_yaml.parse(resolved(study)).plain()
+    except StudyError:  # made before studies were kept, or by hand
+        return []
+    if not isinstance(there, dict):
+        return []
+    keys = [key for key in {**ours, **there} if key not in HOW_TO_RUN]
+    return [key for key in keys if ours.get(key) != there.get(key)]
 
 
 def write_ranking(ledger: Ledger, ranking: Ranking) -> Path:

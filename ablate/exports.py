@@ -18,6 +18,7 @@ from ablate.request import (
     Seeds,
     Sets,
     StudyName,
+    arguments,
     console,
     request,
 )
@@ -62,6 +63,7 @@ def table(
     except OSError as error:
         raise StudyError(f"{file}: cannot be written ({error.strerror})") from None
     console().print(f"{len(asked.results)} jobs of {asked.study.name} are in {file}")
+    asked.warn()
 
 
 @app.command()
@@ -80,12 +82,14 @@ def optuna(
     asked = _ended(request(study, data, checkpoint, seeds, sets, out))
     count = export(asked.study, asked.plan, asked.ledger, asked.results, file)
     console().print(f"{count} trials of {asked.study.name} are in {file}")
+    asked.warn()
 
 
 def _ended(asked: Request) -> Request:
     """The study, which must have a job that ended."""
     if not asked.results:
         raise StudyError(
-            f"{asked.study.name}: no job has ended in {asked.options.out}; ablate run comes first"
+            f"{asked.study.name}: no job has ended in {asked.options.out}; first: ablate run "
+            f"{arguments(asked)}"
         )
     return asked

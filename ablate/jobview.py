@@ -15,6 +15,7 @@ from rich.text import Text
 
 from ablate.ledger import Ledger
 from ablate.nouns import Result, StudyError
+from ablate.request import RUNS
 from ablate.worker import OUTPUT
 
 
@@ -33,7 +34,8 @@ def find_job(ledger: Ledger, given: str) -> str:
     if found:
         raise StudyError(f"job {given!r}: {len(found)} jobs begin so: {', '.join(found[:5])}")
     near = difflib.get_close_matches(given, names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else "; `ablate plan STUDY` lists them"
+    here = "" if ledger.out == RUNS.absolute() else f" --out {ledger.out}"
+    hint = f"; did you mean {near[0]!r}?" if near else f"; `ablate plan STUDY{here}` lists them"
     raise StudyError(f"job {given!r}: not in {ledger.jobs}{hint}")
 
 
@@ -84,7 +86,7 @@ def logs(
         over = ledger.result(job_id) is not None  # read before the events: none is missed
         events, offset = ledger.read_events(job_id, offset)
         for event in events:
-            begin = event.get("time", 0.0) if begin is None else begin
+            begin = _time(event, 0.0) if begin is None else begin
             write(event_line(event, begin))
         if over or not follow:
             break
@@ -95,10 +97,12 @@ def logs(
 
 def event_line(event: Mapping[str, Any], begin: float) -> str:
     """`  12.3 s  step 100  train/loss 0.231  a stage began`."""
-    parts = [f"{event.get('time', begin) - begin:8.1f} s"]
+    parts = [f"{_time(event, begin) - begin:8.1f} s"]
     if "step" in event:
         parts.append(f"step {event['step']}")
-    parts += [f"{name} {_value(value)}" for name, value in (event.get("metrics") or {}).items()]
+    metrics = event.get("metrics")
+    readings = metrics.items() if isinstance(metrics, Mapping) else ()
+    parts += [f"{name} {_value(value)}" for name, value in readings]
     if event.get("event"):
         parts.append(str(event["event"]))
     if "attempt" in event:
@@ -106,6 +110,12 @@ def event_line(event: Mapping[str, Any], begin: float) -> str:
     if event.get("error"):
         parts.append(str(event["error"]))
     return "  ".join(parts)
+
+
+def _time(event: Mapping[str, Any], default: float) -> float:
+    """When it was; a line that another program wrote may say anything."""
+    found = event.get("time")
+    return found if isinstance(found, int | float) else default
 
 
 def _ending(ledger: Ledger, job_id: str) -> Iterator[str]:

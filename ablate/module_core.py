@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import importlib
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -34,13 +35,37 @@ def load_module_core(name: str) -> ModuleCore:
         sys.path.append(here)
     try:
         module = importlib.import_module(name)
-    except (ImportError, TypeError, ValueError) as error:
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever its code does
         raise StudyError(
-            f"core: given {name!r}, cannot be imported ({error}); must be 'lanelm' or a module"
+            f"core: given {name!r}, cannot be imported ({_said(error)}); must be 'lanelm' or a "
+            "module"
         ) from None
     if missing := [part for part in REQUIRED if not hasattr(module, part)]:
         raise StudyError(f"core: {name} lacks {', '.join(missing)}; see ablate/module_core.py")
+    for part, right, kind in (
+        ("SETTINGS", isinstance(module.SETTINGS, Mapping), "a mapping: setting to neutral value"),
+        ("train", callable(module.train), "a function"),
+        ("criteria", callable(module.criteria), "a function that returns Criterion objects"),
+    ):
+        if not right:
+            given = getattr(module, part)
+            raise StudyError(
+                f"core: {name}.{part}: given {type(given).__name__}, must be {kind}; see "
+                "ablate/module_core.py"
+            )
     return ModuleCore(module)
+
+
+def _said(error: BaseException) -> str:
+    """What an error says, and at which line of which file it came up."""
+    if isinstance(error, ModuleNotFoundError):
+        return str(error)
+    if isinstance(error, SyntaxError):
+        return f"SyntaxError: {error.msg} at {error.filename}:{error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith("<")]
+    place = f" at {own[-1].filename}:{own[-1].lineno}" if len(own) > 1 else ""
+    return f"{type(error).__name__}: {error}{place}"
 
 
 class ModuleCore:
@@ -50,9 +75,8 @@ class ModuleCore:
         self._module = module
         self._neutral: dict[str, Any] = {"seed": 0, **module.SETTINGS}
         self.train: Callable[..., dict[str, float]] = module.train
-        self.criteria: Callable[[], tuple[Criterion, ...]] = module.criteria
         for part in dir(type(self)):
-            if not part.startswith("_") and hasattr(module, part):
+            if not part.startswith("_") and part != "criteria" and hasattr(module, part):
                 setattr(self, part, getattr(module, part))
 
     numerics_version = 1
@@ -72,6 +96,26 @@ class ModuleCore:
                 raise CoreError(f"{path}: given {value!r}, must be of type {kind.__name__}")
             config[path] = given
         return config
+
+    def criteria(self) -> tuple[Criterion, ...]:
+        """The module's own.
+
+        Raises:
+            StudyError: they are none; the line names its file.
+        """
+        own = self._module.criteria
+        try:
+            found = tuple(own())
+        except Exception as error:  # noqa: BLE001 - whatever its code does
+            raise StudyError(f"core: {self._module.__name__}.criteria: {_said(error)}") from None
+        if wrong := [one for one in found if not isinstance(one, Criterion) or not one.conditions]:
+            code = getattr(own, "__code__", None)
+            place = f" at {code.co_filename}:{code.co_firstlineno}" if code else ""
+            raise StudyError(
+                f"core: {self._module.__name__}.criteria{place}: given {wrong[0]!r}, must be "
+                'Criterion(NAME, (Condition("final/loss", 0.1),)) of ablate.nouns, each'
+            )
+        return found
 
     def settings(self, config: Any) -> dict[str, Any]:
         return dict(config)

@@ -103,13 +103,27 @@ class Arm:
 
 @dataclass(frozen=True)
 class Condition:
-    """`metric < threshold`; a value that is missing or not a number does not hold."""
+    """`metric < threshold`, or `>`; a value that is missing or not a number does not hold."""
 
     metric: str
     threshold: float
+    above: bool = False
+    """Met by what is greater than the threshold, not less."""
+
+    def meets(self, value: float) -> bool:
+        return value > self.threshold if self.above else value < self.threshold
 
     def holds(self, metrics: Mapping[str, float]) -> bool:
-        return metrics.get(self.metric, math.nan) < self.threshold
+        return self.meets(metrics.get(self.metric, math.nan))
+
+    def margin(self, value: float) -> float:
+        """How far inside the threshold, relative to it: above 0 holds.
+
+        >>> Condition("f1", 0.8, above=True).margin(0.9) == -Condition("f1", 0.8).margin(0.9) > 0
+        True
+        """
+        inside = value - self.threshold if self.above else self.threshold - value
+        return inside / abs(self.threshold or 1.0)
 
 
 @dataclass(frozen=True)

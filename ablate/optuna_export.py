@@ -46,6 +46,8 @@ def export(
     temporary = to.with_name(f".{to.stem}.{os.getpid()}{to.suffix}")
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()  # SQLite's own error is a page of SQLAlchemy
+        temporary.unlink()
         attributes = {"question": study.question, "criteria": [c.name for c in study.criteria]}
         storage.write_storage(
             temporary, to.suffix in SQLITE, study.name, objectives, trials, attributes

@@ -31,6 +31,8 @@ class Path:
     """Changes that are not made yet."""
     blocked: tuple[str, ...] = ()
     """Changes that no round may make: they are not allowed anywhere."""
+    lost: bool = False
+    """Whether it stopped because neither the base nor any arm of a round has the reading."""
 
 
 class _Steps:
@@ -64,12 +66,15 @@ def path(
     base: Mapping[str, str] | None = None,
     best: Mapping[str, str] | None = None,
     allowed: Callable[[Arm], bool] = lambda arm: True,
+    unread: Callable[[Arm], bool] = lambda arm: False,
 ) -> Path:
     """Walk from the base (first levels unless named) to the best (last levels unless named).
 
     A round ends when all its arms are known. A change whose arm has no reading (it diverged, it
-    failed) is made last; of equal ones the first factor's. A change that makes the reading worse is
-    made too: what the whole path says is how much each is worth, the harmful ones included.
+    failed) is made last; of equal ones the first factor's. Where the base and all arms of a round
+    are `unread` (they are done and lack the reading), there is nothing to go by, and it stops. A
+    change that makes the reading worse is made too: what the whole path says is how much each is
+    worth, the harmful ones included.
 
     >>> axes = [Axis.of("a", "0", "1"), Axis.of("b", "0", "1"), Axis.of("c", "0", "1")]
     >>> worth = {"a": 3, "b": 5, "c": -1}
@@ -97,6 +102,8 @@ def path(
         known = [(value, place, arm) for value, place, arm in scores if value is not None]
         if len(known) < len(scores) or score(walked[0]) is None:
             break
+        if all(map(unread, (walked[0], *(arm for _, arm in round_)))):
+            return Path(tuple(arms), tuple(walked), len(left), lost=True)
         _, place, arm = min(known, key=lambda entry: entry[0])
         made.append(place)
         left.remove(place)
@@ -132,9 +139,20 @@ class Paths:
             mean = found.mean(self.reading)
             return math.inf if mean is None else sign * mean
 
-        found = path(self.axes, score, base=self.base, best=self.best, allowed=self.allowed)
+        def unread(arm: Arm) -> bool:
+            found = tried(arm)
+            return found is not None and found.state == "done" and found.mean(self.reading) is None
+
+        found = path(
+            self.axes, score, base=self.base, best=self.best, allowed=self.allowed, unread=unread
+        )
         more = ""
-        if found.left:
+        if found.lost:
+            more = (
+                f"paths: stopped with {found.left} changes to make: no arm has the reading "
+                f"{self.reading}, or gates void it in all"
+            )
+        elif found.left:
             more = (
                 f"paths: {len(found.walked) - 1} of {len(found.walked) - 1 + found.left} changes "
                 "made; what comes next follows from results"

@@ -56,7 +56,8 @@ def plan_unread(study: Study, options: Options, followed: Iterable[Arm] = ()) ->
     configs = [config_of(core, study, arm, options) for arm in arms]
     refuse_unused(core, study, arms, arms or [Arm("base", study.base_levels)])
     made: list[Made] = [(arm, config, {}, {}) for arm, config in zip(arms, configs, strict=True)]
-    return Plan(jobs_of(core, study, made), notes_of(study))
+    jobs = jobs_of(core, study, made)
+    return Plan(jobs, (*notes_of(study), *same_levels(jobs)))
 
 
 def jobs_of(core: Core, study: Study, made: Iterable[Made]) -> list[Job]:
@@ -69,9 +70,16 @@ def seeded(core: Core, study: Study, made: Made) -> list[Job]:
     arm, config, fingerprints, size = made
     settings, identity = core.settings(config), core.identity(config)
     load = core.workload(config)
+
+    def id_of(seed: int) -> str:
+        try:
+            return job_id(identity, fingerprints, seed, core.numerics_version, study.core)
+        except StudyError as error:
+            raise StudyError(f"{study.source}: arm {arm.label!r}: {error}") from None
+
     return [
         Job(
-            job_id(identity, fingerprints, seed, core.numerics_version, study.core),
+            id_of(seed),
             arm.label,
             arm.levels,
             seed,
@@ -198,6 +206,19 @@ def notes_of(study: Study) -> tuple[str, ...]:
     )
 
 
+def same_levels(jobs: Iterable[Job]) -> list[str]:
+    """A line for each two levels of a factor that come to one job: one sets what the other does."""
+    said: dict[str, None] = {}
+    for job in jobs:
+        for arm in job.also:
+            apart = [name for name, level in job.levels.items() if arm.levels.get(name) != level]
+            if len(apart) == 1:
+                (name,) = apart
+                line = f"{name}: {job.levels[name]} and {arm.levels[name]} are one config"
+                said[f"{line}, trained once"] = None
+    return list(said)
+
+
 def _levels_settings(study: Study, arm: Arm) -> dict[str, Any]:
     """The settings of an arm's levels; two of them must not disagree on one."""
     settings: dict[str, Any] = {}
@@ -276,14 +297,14 @@ def _refusal(core: Core, study: Study, arm: Arm, level: Level) -> str | None:
     return None
 
 
-def _canonical(value: Any) -> Any:
+def _canonical(value: Any, key: str = "a setting") -> Any:
     """The same number is the same text: 1.0 as 1, -0.0 as 0; a tuple is a list, a path its text."""
     if isinstance(value, Mapping):
-        return {str(key): _canonical(inner) for key, inner in value.items()}
+        return {str(name): _canonical(inner, str(name)) for name, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_canonical(inner) for inner in value]
+        return [_canonical(inner, key) for inner in value]
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise StudyError(f"a setting must be a finite number, given {value}")
+            raise StudyError(f"{key}: given {value}, must be a finite number")
         return int(value) if value.is_integer() and abs(value) < 2**53 else value
     return str(value) if isinstance(value, Path) else value

@@ -24,6 +24,7 @@ from ablate.plan import (
     notes_of,
     once,
     refuse_unused,
+    same_levels,
     seeded,
     whole,
 )
@@ -88,6 +89,7 @@ class Planner:
             walked = walked or [arms[key_of(whole(self.study, a))].label for a in proposal.walked]
             more += [proposal.more] if proposal.more else []
         jobs = once((arm, self._jobs_of(arm)) for arm in arms.values())
+        notes += same_levels(jobs)
         return Plan(jobs, tuple(notes), tuple(walked), tuple(more))
 
     def _tried(self, find: Results, arm: Arm) -> Tried | None:

@@ -1,11 +1,13 @@
 """Which configuration meets the criteria, and what each change did. Pure: values in, values out.
 
 Order: criteria passed, then likely, then everything testable before not, then the smallest
-relative margin min((threshold - value) / threshold), then px error, then the order of the plan.
+relative margin min((threshold - value) / threshold) (its opposite where a criterion asks for more),
+then px error, then the order of the plan.
 """
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -138,8 +140,37 @@ def rank(
         levels=found.levels,
         design=tuple(design),
         importances=tuple(importances),
-        notes=_notes(jobs, results, core_hash),
+        notes=(*_notes(jobs, results, core_hash), *unread(study, results)),
     )
+
+
+def unread(study: Study, results: Mapping[str, Result]) -> list[str]:
+    """A line for each reading that the study goes by and no finished job has: it may be misspelt.
+
+    While no job is done, nothing is known.
+    """
+    done = [result for result in results.values() if result.state == "done"]
+    if not done:
+        return []
+    known = sorted({name for result in done for name in result.metrics})
+    asked = [(k.metric, f"criteria.{c.name}") for c in study.criteria for k in c.conditions]
+    for design in study.designs:
+        named = design.options.get("reading") or design.options.get("objective") or {}
+        asked += [(name, f"design {design.name}") for name in named]
+    places: dict[str, str] = {}
+    for name, place in asked:
+        if name not in known:
+            places.setdefault(name, place)
+    return [
+        f"{place}: no finished job has the reading {name}{suggested(name, known)}"
+        for name, place in places.items()
+    ]
+
+
+def suggested(name: str, known: Sequence[str]) -> str:
+    """The nearest of the readings that there are, as the end of a line."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; the nearest is {near[0]}" if near else f"; there are {', '.join(known[:16])}"
 
 
 def _in_order(arms: Sequence[RankedArm]) -> tuple[RankedArm, ...]:
@@ -184,7 +215,9 @@ def _coordinates(arm: RankedArm) -> list[float | None]:
     point: list[float | None] = []
     for criterion in arm.criteria:
         void = criterion.verdict == "not testable"
-        point += [None if void or r.value is None else r.value.mean for r in criterion.readings]
+        for reading in criterion.readings:  # less is better on every axis of the front
+            value = None if void or reading.value is None else reading.value.mean
+            point.append(-value if value is not None and reading.above else value)
     cost = arm.metrics.get(COST)
     return [*point, cost.mean if cost else None]
 

@@ -10,7 +10,8 @@ The keys of a study file:
     zip        lists of factors whose levels go in step
     design     one or a list of designs: a name, or {name: options} (required)
     seeds      list of seeds
-    criteria   name -> threshold, or metric -> threshold, or null for "not asked here"
+    criteria   name -> threshold, or metric -> threshold, or null for "not asked here"; a
+               threshold is a number that the reading must be below, {below: n} or {above: n}
     exclude    list of {factor: level or levels}: such arms are left out
     only       list of {factor: level or levels}: only such arms are kept
     timeout    seconds an attempt of a job may take
@@ -91,6 +92,13 @@ def parse_sets(sets: Sequence[str]) -> dict[str, Any]:
         if path in settings:
             raise StudyError(f"--set: {path} is given twice")
         settings[path] = strict_yaml.parse(value, key=f"--set {path}").plain()
+        if isinstance(settings[path], str) and re.fullmatch(r"[-+.\d\w]+(,[-+.\d\w]+)+", value):
+            first, *_ = values = value.split(",")
+            if all(isinstance(strict_yaml.parse(v).plain(), int | float) for v in values):
+                raise StudyError(
+                    f"--set {path}: given {value}, must be one value: {path}={first}; several are "
+                    "a factor's levels, in the study file"
+                )
     return settings
 
 
@@ -110,7 +118,7 @@ def resolved(study: Study) -> str:
         ],
         "seeds": list(study.seeds),
         "criteria": dropped
-        | {c.name: {k.metric: k.threshold for k in c.conditions} for c in study.criteria},
+        | {c.name: dict(map(schema.condition_plain, c.conditions)) for c in study.criteria},
         "exclude": [{name: list(levels) for name, levels in m.items()} for m in study.exclude],
         "only": [{name: list(levels) for name, levels in match.items()} for match in study.only],
         "timeout": study.timeout,
@@ -186,7 +194,7 @@ def _study(path: Path, entries: Entries, options: Options) -> Study:
         seeds = tuple(range(options.seeds))
     return Study(
         name=_name(path, entries.get("name"), options.data),
-        question=" ".join(entries["question"].text().split()),
+        question=_question(entries["question"]),
         base={**base, **laid},
         factors=factors,
         designs=designs,
@@ -203,6 +211,13 @@ def _study(path: Path, entries: Entries, options: Options) -> Study:
         stop_when_passed=_early(entries.get("stop_when_passed"), core),
         source=str(path),
     )
+
+
+def _question(entry: Entry) -> str:
+    text = " ".join(entry.text().split())
+    if entry.is_null() or not text:
+        raise entry.error("empty; say what the study is to find out")
+    return text
 
 
 def _early(entry: Entry | None, core: Core) -> bool:

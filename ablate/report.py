@@ -120,7 +120,7 @@ def _common(
     """What both forms of the report say."""
     states = Counter(result.state for result in results.values())
     first = ranking.arms[0].criteria if ranking.arms else ()
-    titles = [f"{wording.name(c.name)} < {wording.number(c.readings[0].threshold)}" for c in first]
+    titles = [wording.criterion_title(criterion) for criterion in first]
     kinds = dict.fromkeys(effect.kind for effect in ranking.effects)
     terms: dict[str, dict[str, Any]] = {}
     for term in ranking.variance:

@@ -173,14 +173,63 @@ class Request:
     def to_run(self) -> list[Job]:
         return [job for job in self.plan.jobs if job.id not in self.results]
 
+    def of_jobs(self) -> Request:
+        """The request itself, where job folders are to be read and there are some.
+
+        Raises:
+            StudyError: OUT was named and holds none: it is another folder, or misspelt.
+        """
+        if self.table is None and self.options.out != RUNS and not self.ledger.jobs.is_dir():
+            from ablate.plan import plan_unread
+
+            plan_unread(self.study, self.options)  # what is wrong with the study is said first
+            raise StudyError(
+                f"--out {self.options.out}: no job in {self.ledger.jobs}; first: ablate run "
+                f"{arguments(self)}"
+            )
+        return self
+
+    def warn(self, *more: str) -> None:
+        """Say what was found damaged, and `more`, on stderr."""
+        for line in (*more, *self.ledger.warnings):
+            if line:
+                complain(line)
+
+    def say_replaced(self) -> None:
+        """Say that the answer that lies in the study's folder is of other options."""
+        from ablate.conclude import other_answer
+
+        if keys := other_answer(self.study, self.ledger):
+            folder = self.options.out / self.study.name
+            complain(
+                f"{folder}: the answer there is of another {', '.join(keys)} and is replaced; its "
+                "jobs stay"
+            )
+
+    def keep_study(self) -> None:
+        """Write the study beside the answer that is about to be written."""
+        from ablate.conclude import write_study
+
+        self.say_replaced()
+        if self.results:
+            write_study(self.study, self.ledger)
+
     def rank(self, results: Mapping[str, Result] | None = None) -> Ranking:
-        """Rank and keep the ranking beside the study; a folder that takes no files is no matter."""
-        from ablate.conclude import rank_study, write_ranking
+        """Rank and keep the ranking beside the study; a folder that takes no files is no matter.
+
+        Where the report there is of other options, it is left with its ranking.
+        """
+        from ablate.conclude import other_answer, rank_study, write_ranking
 
         found = self.results if results is None else results
         ranking = rank_study(self.study, self.plan, self.core, found)
         try:
-            if found:
+            if found and (keys := other_answer(self.study, self.ledger)):
+                complain(
+                    f"{self.options.out / self.study.name}: the answer there is of another "
+                    f"{', '.join(keys)} and stays; to replace it: ablate report {arguments(self)}"
+                )
+            elif found:
                 write_ranking(self.ledger, ranking)
         except OSError as error:
             complain(f"ranking.json cannot be written: {error}")
@@ -200,7 +249,8 @@ class Request:
             self.report(ranking, results)
         except OSError as error:
             reason = error.strerror or str(error)
-            complain(f"the report cannot be written ({reason}); later: ablate report")
+            later = f"ablate report {arguments(self)}"
+            complain(f"the report cannot be written ({reason}); later: {later}")
         files = (folder / name for name in ("report.html", "report.md", "ranking.json"))
         return [path for path in files if path.exists()]
 
@@ -214,6 +264,12 @@ def request(
     out: Path,
     table: Path | None = None,
 ) -> Request:
+    given = {"--data": data, "--checkpoint": checkpoint, "--seeds": seeds, "--set": sets}
+    if table is not None and (named := [name for name, value in given.items() if value]):
+        raise StudyError(
+            f"{named[0]}: given beside --from, but the rows of a table are of jobs that have run; "
+            "leave it out"
+        )
     options = Options(tuple(data or ()), checkpoint, seeds, tuple(sets or ()), out)
     return Request(study, options, table)
 

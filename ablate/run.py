@@ -17,17 +17,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ablate.adaptive_designs import follows
+from ablate.conclude import write_study
 from ablate.core import Core, CoreError, load_core
 from ablate.dispatch import Dispatcher
 from ablate.display import Display
 from ablate.engines import Engine, Place, engine_class, make_engine
-from ablate.files import write_atomic
 from ablate.kin import may_fuse
 from ablate.ledger import Ledger
 from ablate.nouns import Job, Plan, Result, Study, StudyError
 from ablate.origin import describe_code
 from ablate.progress import Progress, effort
-from ablate.reader import resolved
 from ablate.scribe import Recorder, Scribe
 from ablate.shears import Shears
 from ablate.stopping import StopFlag, stop_signals
@@ -204,11 +203,10 @@ class _Coordinator:
 
     def _keep_study(self) -> None:
         """Write the study as it was resolved beside its answers."""
-        path = self.ledger.study_folder(self.study.name) / "study.yaml"
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, resolved(self.study))
+            write_study(self.study, self.ledger)
         except OSError as error:
+            path = self.ledger.study_folder(self.study.name) / "study.yaml"
             self.display.say(f"{path} cannot be written: {error.strerror}", "yellow")
 
     def _opening(self, ended: Mapping[str, Result], todo: list[Job]) -> str:

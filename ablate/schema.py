@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import math
+import re
 from collections.abc import Collection, Mapping
 from typing import Any, get_args
 
@@ -13,6 +15,10 @@ from ablate.strict_yaml import Entry, suggestion
 
 DISTINCT = 10
 """Characters in which the levels of a factor must differ: parallel plots show no more."""
+
+BOUNDS = ("below", "above")
+MORE_IS_BETTER = re.compile(r"(^|[/_])(m?f1(_\d+)?|accuracy|coverage)$")
+"""Readings for which a number alone, an upper bound, would hold where they are worst."""
 
 DIRECTIONS = get_args(Direction)
 PATHS = ("base", "best", "reading")
@@ -41,6 +47,10 @@ def read_factors(entry: Entry | None) -> tuple[Factor, ...]:
     """Factor -> level -> settings; null takes a factor of the study it extends away."""
     factors = []
     for name, levels_entry in (entry.entries() if entry else {}).items():
+        if not name.strip():
+            raise levels_entry.error("a factor needs a name")
+        if levels_entry.is_list():
+            raise levels_entry.error(_as_levels(name, levels_entry))
         if levels_entry.is_null() and entry and entry.under:
             continue
         levels = levels_entry.entries()
@@ -55,10 +65,24 @@ def read_factors(entry: Entry | None) -> tuple[Factor, ...]:
                     if level.strip()
                     else "a level needs a name"
                 )
+        if all(e.is_null() or (e.is_mapping() and not e.entries()) for e in levels.values()):
+            first = next(iter(levels))
+            raise levels_entry.error(
+                f"no level sets anything; write what each sets: {first}: {{PATH: VALUE}}"
+            )
         factors.append(
             Factor(name, tuple(Level(level, read_settings(e)) for level, e in levels.items()))
         )
     return tuple(factors)
+
+
+def _as_levels(name: str, entry: Entry) -> str:
+    """What to write in place of a list of values: a level for each, with its setting."""
+    values = [item.text() for item in entry.items() if not item.is_mapping() and not item.is_list()]
+    levels = ", ".join(f"{value}: {{{name}: {value}}}" for value in values[:2]) or "LEVEL: {...}"
+    more = ", ..." if len(values) > 2 else ""
+    label = name.rsplit(".", 1)[-1]
+    return f"given a list, must be levels with what each sets: {label}: {{{levels}{more}}}"
 
 
 def known(entry: Entry, name: str, kind: str, allowed: Collection[str]) -> str:
@@ -95,8 +119,7 @@ def read_designs(
 def _design(entry: Entry, levels: Levels, criteria: Collection[str]) -> Design:
     if not entry.is_mapping():
         name = known(entry, entry.text(), "design", NAMES)
-        if name == "search":
-            raise entry.error("search needs options, trials at least: {search: {trials: 40}}")
+        _refuse_bare(entry, name)
         return Design(name)
     named = entry.entries()
     if len(named) != 1:
@@ -108,6 +131,7 @@ def _design(entry: Entry, levels: Levels, criteria: Collection[str]) -> Design:
 
         return Design(name, read_search(given, levels, criteria))
     if given.is_null():
+        _refuse_bare(entry, name)
         return Design(name)
     if name == "list":
         arms = {label: level_choice(arm, levels) for label, arm in given.entries().items()}
@@ -119,6 +143,14 @@ def _design(entry: Entry, levels: Levels, criteria: Collection[str]) -> Design:
         allowed = list(PATHS)
     read = given.entries(allowed).items()
     return Design(name, {option: _option(option, value, levels) for option, value in read})
+
+
+def _refuse_bare(entry: Entry, name: str) -> None:
+    """Refuse a design without options that cannot be without."""
+    if name == "search":
+        raise entry.error("search needs options, trials at least: {search: {trials: 40}}")
+    if name == "list":
+        raise entry.error("list needs its arms: {list: {LABEL: {FACTOR: LEVEL}}}")
 
 
 def _option(option: str, value: Entry, levels: Levels) -> Any:
@@ -166,21 +198,55 @@ def read_criteria(entry: Entry | None, default: tuple[Criterion, ...]) -> tuple[
         if given.is_null():
             known(given, name, "criterion", criteria)
             del criteria[name]
-        elif given.is_mapping():
+        elif given.is_mapping() and not (given.entries().keys() & set(BOUNDS)):
             conditions = given.entries().items()
             if not conditions:
                 raise given.error("empty: it would always pass; null takes a criterion away")
-            criteria[name] = Criterion(
-                name, tuple(Condition(m, e.typed(float, "a number")) for m, e in conditions)
-            )
+            criteria[name] = Criterion(name, tuple(_condition(m, e) for m, e in conditions))
         else:
             old = criteria[known(given, name, "criterion", criteria)]
             if len(old.conditions) != 1:
                 metrics = ", ".join(condition.metric for condition in old.conditions)
                 raise given.error(f"has several conditions; give a threshold for each: {metrics}")
-            threshold = given.typed(float, "a number, or metric: number")
-            criteria[name] = Criterion(name, (Condition(old.conditions[0].metric, threshold),))
+            (condition,) = old.conditions
+            own = _condition(condition.metric, given, condition.above)
+            criteria[name] = Criterion(name, (own,))
     return tuple(criteria.values())
+
+
+def _condition(metric: str, entry: Entry, above: bool | None = None) -> Condition:
+    """A bound of a reading: `0.1`, `{below: 0.1}` or `{above: 0.9}`.
+
+    Args:
+        metric: the reading.
+        entry: its bound.
+        above: what a number alone means; None: below, for readings of which less is better.
+    """
+    if entry.is_mapping():
+        named = entry.entries(BOUNDS)
+        if len(named) != 1:
+            raise entry.error(f"given {len(named)} bounds, must be one of {', '.join(BOUNDS)}")
+        ((bound, entry),) = named.items()
+        above = bound == "above"
+    elif above is None and MORE_IS_BETTER.search(metric):
+        given = entry.text() if not entry.is_list() else "NUMBER"
+        raise entry.error(
+            f"more is better of {metric}, and a number alone is an upper bound; write "
+            f"{{above: {given}}} (or {{below: {given}}})"
+        )
+    threshold = entry.typed(float, "a number, {below: number} or {above: number}")
+    if not math.isfinite(threshold):
+        raise entry.error(f"given {threshold}, must be a finite number")
+    return Condition(metric, threshold, bool(above))
+
+
+def condition_plain(condition: Condition) -> tuple[str, Any]:
+    """A reading and its bound, in the form that `read_criteria` reads."""
+    if condition.above:
+        return condition.metric, {"above": condition.threshold}
+    if MORE_IS_BETTER.search(condition.metric):
+        return condition.metric, {"below": condition.threshold}
+    return condition.metric, condition.threshold
 
 
 def read_zipped(entry: Entry | None, levels: Levels) -> tuple[tuple[str, ...], ...]:

@@ -1,7 +1,9 @@
 """A study's results as a tidy table, one row a job, and back: what is shipped beside a study file.
 
     arm, design, level/<factor or range>..., seed, job_id, state, error, attempts, commit, core,
-    <reading>...
+    settings, <reading>...
+
+`settings` is a digest of what the levels set; tables without it are not checked for that.
 
 A table ranks and reports as its ledger does, without data, weights or training, so that a reader
 can check every number that was concluded from. Pure but for the core that reads the settings.
@@ -11,7 +13,9 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
 import io
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
@@ -27,6 +31,7 @@ from ablate.rank import judge
 
 LEVEL = "level/"
 FIXED = ("seed", "job_id", "state", "error", "attempts", "commit", "core")
+SET = "settings"
 DIGITS = 6
 """Significant digits of a reading; float32 carries seven."""
 
@@ -42,10 +47,11 @@ def to_table(study: Study, plan: Plan, results: Mapping[str, Result]) -> str:
     metrics = sorted({name for _, result in ended for name in result.metrics})
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["arm", "design", *(LEVEL + name for name in names), *FIXED, *metrics])
+    writer.writerow(["arm", "design", *(LEVEL + name for name in names), *FIXED, SET, *metrics])
     for job, result in ended:
         fixed = [job.seed, job.id, result.state, result.error or "", result.attempts]
         code = [result.code.get("commit", ""), result.code.get("core", "")]
+        code.append(settings_digest(study, job.levels))
         levels = [job.levels[name] for name in names]
         readings = [_number(result.metrics.get(name)) for name in metrics]
         writer.writerow([job.arm, job.design, *levels, *fixed, *code, *readings])
@@ -79,6 +85,7 @@ def from_table(
             result = _result(row)
         except (ValueError, TypeError) as error:
             raise StudyError(f"{source}: line {number}: {error}") from None
+        _refuse_changed(study, row, f"{source}: line {number}")
         found[_key(result.levels, study), result.seed] = result
     seeds = tuple(sorted({seed for _, seed in found}))
     study = dataclasses.replace(study, seeds=seeds)
@@ -100,6 +107,25 @@ def from_table(
         raise _strange(study, strange[0], source)
     plan = dataclasses.replace(plan, jobs=jobs)
     return _walked(study, options, plan, results), results
+
+
+def settings_digest(study: Study, levels: Mapping[str, str]) -> str:
+    """Of what the levels of an arm set; KeyError where the study lacks one of them."""
+    value = {f.name: dict(f.level(levels[f.name]).settings) for f in study.factors}
+    text = json.dumps(value, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _refuse_changed(study: Study, row: Mapping[str, str], place: str) -> None:
+    """Refuse a row whose levels set something else today; old tables do not say what they set."""
+    levels = {factor.name: row[LEVEL + factor.name] for factor in study.factors}
+    known = all(levels[factor.name] in factor.names for factor in study.factors)
+    if known and row.get(SET) and row[SET] != settings_digest(study, levels):
+        said = ", ".join(f"{name}={level}" for name, level in levels.items())
+        raise StudyError(
+            f"{place}: {study.source} sets other things at {said} than when this row was run; "
+            "give the study as it was, or run it"
+        )
 
 
 def _names(study: Study) -> list[str]:
@@ -180,7 +206,7 @@ def _walked(study: Study, options: Options, plan: Plan, results: Mapping[str, Re
 def _result(row: Mapping[str, Any]) -> Result:
     if row["state"] not in get_args(State):
         raise ValueError(f"state: given {row['state']!r}, allowed: {', '.join(get_args(State))}")
-    known = {"arm", "design", *FIXED}
+    known = {"arm", "design", *FIXED, SET}
     names = [name for name in row if name not in known and not name.startswith(LEVEL)]
     return Result(
         job_id=row["job_id"],

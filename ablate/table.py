@@ -159,8 +159,7 @@ def _share(term: Term | None) -> Text:
 
 
 def _header(criterion: CriterionReading) -> str:
-    first = criterion.readings[0]
-    return f"{wording.name(criterion.name)} < {wording.number(first.threshold)}"
+    return wording.criterion_title(criterion)
 
 
 def _cell(criterion: CriterionReading) -> Text:

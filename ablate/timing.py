@@ -65,12 +65,7 @@ def gpu_crew(asked: Request, engine: str, workers: int | None, fuse: int | None 
     _refuse_missing(asked)
     if not on_gpu(asked):
         return Crew()
-    free = gpus.free_memory_mb(asked.study.core)
-    if not free:
-        raise StudyError(
-            f"{asked.study.source}: its jobs train on cuda, but no GPU is seen here; let them "
-            "train on cpu, or elsewhere: --engine ray or slurm"
-        )
+    free = _free(asked)
     notes = time_shapes(asked, None) if workers is None else []
     return replace(_seated(asked, free, workers, fuse), notes=tuple(notes))
 
@@ -96,6 +91,28 @@ def planned_crew(asked: Request, workers: int | None) -> tuple[int | None, list[
             "is said here of jobs that train alone"
         )
     return len(crew.gpus), notes
+
+
+def unseen_gpu(asked: Request) -> str:
+    """Why the jobs cannot train on this machine's GPUs, as `ablate run` says it; "" if they can."""
+    try:
+        _refuse_missing(asked)
+        if on_gpu(asked):
+            _free(asked)
+    except StudyError as error:
+        return str(error)
+    return ""
+
+
+def _free(asked: Request) -> tuple[float, ...]:
+    """Free memory of each GPU here, MB. Raises StudyError where there is none."""
+    free = gpus.free_memory_mb(asked.study.core)
+    if not free:
+        raise StudyError(
+            f"{asked.study.source}: its jobs train on cuda, but no GPU is seen here; let them "
+            "train on cpu, or elsewhere: --engine ray or slurm"
+        )
+    return free
 
 
 def _seated(asked: Request, free: Sequence[float], workers: int | None, fuse: int | None) -> Crew:

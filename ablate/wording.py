@@ -77,6 +77,12 @@ def name(metric: str) -> str:
     return metric.rsplit("/", 1)[-1].replace("_", " ")
 
 
+def criterion_title(criterion: CriterionReading) -> str:
+    """Name and threshold of a criterion's first condition: `px error < 5`, `f1 > 0.9`."""
+    first = criterion.readings[0]
+    return f"{name(criterion.name)} {'>' if first.above else '<'} {number(first.threshold)}"
+
+
 def criterion_cell(criterion: CriterionReading) -> str:
     """Mark and deciding value, which is named when it is not the criterion's first."""
     deciding = criterion.deciding
@@ -199,13 +205,14 @@ def levers(ranking: Ranking) -> list[str]:
     """A sentence per reading of the criteria that some change moves, and one for the others."""
     said, still, apart = [], [], dict[str, None]()
     criteria = ranking.arms[0].criteria if ranking.arms else ()
-    for metric in dict.fromkeys(criterion.readings[0].metric for criterion in criteria):
+    firsts = [criterion.readings[0] for criterion in criteria]
+    for metric, above in {first.metric: first.above for first in firsts}.items():
         own = [e for e in ranking.effects if e.metric == metric and e.p_holm is not None]
         tested = [effect for effect in own if LOSSES_APART not in effect.note]
         apart |= dict.fromkeys(effect.factor for effect in own if LOSSES_APART in effect.note)
         clear = [effect for effect in tested if effect.clear and _log_or_difference(effect)]
         if clear:
-            said.append(_strongest(ranking, metric, clear, tested))
+            said.append(_strongest(ranking, metric, above, clear, tested))
         elif tested:
             still.append(name(metric))
     if ranking.effects and not any(e.p_holm is not None for e in ranking.effects):
@@ -220,14 +227,23 @@ def levers(ranking: Ranking) -> list[str]:
 
 
 def _strongest(
-    ranking: Ranking, metric: str, clear: Sequence[Effect], tested: Sequence[Effect]
+    ranking: Ranking,
+    metric: str,
+    above: bool,
+    clear: Sequence[Effect],
+    tested: Sequence[Effect],
 ) -> str:
-    """What lowers a reading most, or raises it where nothing lowers it, and what does nothing."""
-    best = min(clear, key=_log_or_difference)
+    """What betters a reading most, or worsens it where nothing does, and what does nothing.
+
+    Less is better but where its criterion asks for more (`above`).
+    """
+    order = sorted(clear, key=_log_or_difference, reverse=above)
+    best, worst = order[0], order[-1]
     head = f"Strongest lever on {name(metric)}: "
-    if _log_or_difference(best) > 0:
-        best = max(clear, key=_log_or_difference)
-        head = f"Nothing clearly lowers {name(metric)}; raised most by "
+    if (_log_or_difference(best) < 0) if above else (_log_or_difference(best) > 0):
+        best = worst
+        verbs = ("raises", "lowered") if above else ("lowers", "raised")
+        head = f"Nothing clearly {verbs[0]} {name(metric)}; {verbs[1]} most by "
     change = f"{best.factor} {best.against} -> {best.level}, {amount(best).removesuffix('*')}"
     said = f"{head}{change}{_between(ranking, best)}{_left(best)}"
     idle = dict.fromkeys(e.factor for e in tested if e.factor not in {c.factor for c in clear})
@@ -274,10 +290,13 @@ def front(ranking: Ranking) -> str | None:
 
 def _winner(ended: Sequence[RankedArm]) -> str:
     total = len(ended[0].criteria)
+    if not total:
+        return "There are no criteria: nothing says which configuration is better."
+    goal = f"all {total} criteria" if total > 1 else "the criterion"
     whole = [arm for arm in ended if total and arm.count("passed") == total]
     if whole:
         verb = "meets" if len(whole) == 1 else "meet"
-        return f"{_join(map(_marked, whole))} {verb} all {total} criteria."
+        return f"{_join(map(_marked, whole))} {verb} {goal}."
     best = ended[0]
     by_verdict: dict[Verdict, list[str]] = {}
     for criterion in best.criteria:
@@ -292,7 +311,7 @@ def _winner(ended: Sequence[RankedArm]) -> str:
     for part in does[1:]:
         link = ", but " if part.startswith(VERBS["failed"]) else ", "
         said += link + part
-    return f"{sure} all {total} criteria. The first, {best.arm}, {said}."
+    return f"{sure} {goal}. The first, {best.arm}, {said}."
 
 
 def _marked(arm: RankedArm) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import reprlib
 import sys
 import time
 import traceback
@@ -133,6 +134,8 @@ class Worker:
     def _book(self, diary: Diary, task: Task, end: Mapping[str, float] | BaseException) -> Outcome:
         """Write down how a job ended, by its metrics or by what it raised."""
         if not isinstance(end, BaseException):
+            if wrong := no_readings(end):
+                return self._end(diary, task, "failed", {}, wrong)
             return self._end(diary, task, "done", end)
         if isinstance(end, Interrupted):
             diary.write({"event": "interrupted"})
@@ -183,6 +186,21 @@ class Worker:
             environment=environment_here() if self.environment is None else self.environment,
             traceback=trace,
         )
+
+
+def no_readings(end: object) -> str | None:
+    """What is wrong with what a core's `train` returned; None: they are names with numbers."""
+    allowed = "must be readings, names with numbers: {'final/loss': 0.1}"
+    if not isinstance(end, Mapping):
+        return f"train returned {'None' if end is None else type(end).__name__}, {allowed}"
+    for name, value in end.items():
+        number = None
+        if isinstance(name, str) and not isinstance(value, str | bytes):
+            with suppress(TypeError, ValueError):
+                number = float(value)
+        if number is None:
+            return f"train returned {reprlib.repr(name)}: {reprlib.repr(value)}, {allowed}"
+    return None
 
 
 def all_hold(

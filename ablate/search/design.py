@@ -183,7 +183,7 @@ class Search:
             "sampling": vars(self.sampling),
             "objectives": dict(self.objectives),
             "constraints": [
-                [(k.metric, k.threshold) for k in criterion.conditions]
+                [(k.metric, k.threshold, *["above"] * k.above) for k in criterion.conditions]
                 for criterion in self.criteria
             ],
             "context": self.context,

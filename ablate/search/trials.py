@@ -46,7 +46,7 @@ def make_study(
 def constraints_of(
     criteria: Sequence[Criterion], means: Mapping[str, float | None]
 ) -> dict[str, float]:
-    """Criteria as Optuna's constraints: (value - threshold) / threshold, above 0 is violated.
+    """Criteria as Optuna's constraints: margins turned round, so that above 0 is violated.
 
     A criterion without a reading, or with one that a gate voids, is violated as a whole.
     """
@@ -56,6 +56,6 @@ def constraints_of(
             value = means.get(condition.metric)
             violation = 1.0
             if value is not None and math.isfinite(value):
-                violation = (value - condition.threshold) / abs(condition.threshold or 1.0)
+                violation = -condition.margin(value)
             found[f"{criterion.name}: {condition.metric}"] = violation
     return found

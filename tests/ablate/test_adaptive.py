@@ -105,6 +105,15 @@ def test_a_change_without_a_reading_is_made_last_and_one_that_cannot_be_blocks()
     assert found.left == 0
 
 
+def test_a_path_stops_where_nothing_has_its_reading() -> None:
+    design = Paths(axes("a", "b", "c"), "final/los")
+    proposal = design.propose(lambda arm: Tried("done", {"final/loss": (1.0,)}), 0)
+    assert [arm.label for arm in proposal.arms] == ["base", "+a", "+b", "+c"]
+    assert "stopped with 3 changes to make: no arm has the reading final/los" in proposal.more
+    failed = design.propose(lambda arm: Tried("failed", {}), 0)
+    assert failed.more == ""  # that is no misspelling
+
+
 def test_a_path_may_ascend_and_start_elsewhere() -> None:
     def tried(arm: Arm) -> Tried:
         ones = [name for name, level in arm.levels.items() if level == "1"]

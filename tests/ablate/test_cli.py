@@ -356,3 +356,57 @@ def test_a_record_without_mlflow_is_one_line(
     assert main(["record", study, "--out", out]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "MLflow cannot be written: ConnectionError: no such server" in line
+
+
+def test_a_run_folder_without_jobs_is_said_not_read(
+    study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in ("rank", "status", "report", "record"):
+        assert main([command, study, "--out", str(tmp_path / "misspelt")]) == 2
+        assert f"--out {tmp_path / 'misspelt'}: no job in" in capsys.readouterr().err
+    assert not (tmp_path / "misspelt").exists()
+
+
+def test_the_answer_of_other_options_is_replaced_whole_and_said_so(
+    study: str, out: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(out) / "toy"
+    run(study, out)
+    kept = {path: path.read_bytes() for path in folder.iterdir()}
+    main(["rank", study, "--out", out])
+    assert "another" not in capsys.readouterr().err
+    run(study, out, "--seeds", "2")
+    assert "the answer there is of another seeds and is replaced" in capsys.readouterr().err
+    new = {path: path.read_bytes() for path in folder.iterdir()}
+    assert all(new[path] != content for path, content in kept.items())
+    main(["rank", study, "--out", out])
+    assert "of another seeds and stays; to replace it: ablate report" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folder.iterdir()} == new
+    main(["report", study, "--out", out])
+    ranking = json.loads((folder / "ranking.json").read_text())
+    assert [arm["seeds"] for arm in ranking["ranking"]] == [[0]] * 4
+    assert "seeds:\n- 0\n" in (folder / "study.yaml").read_text() + "\n"
+
+
+def test_a_damaged_result_is_said_by_every_command_that_counts_it_missing(
+    study: str, out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(study, out)
+    (Path(out) / "jobs" / ids(out)[0] / "result.json").write_text("{")
+    table = ["export", "table", study, str(tmp_path / "t.csv")]
+    for command in (["rank", study], ["report", study], ["plan", study], table):
+        capsys.readouterr()
+        assert main([*command, "--out", out]) == 0
+        assert "result.json: damaged, treated as absent" in capsys.readouterr().err
+
+
+def test_a_log_with_lines_of_a_wrong_type_is_shown(
+    study: str, out: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(study, out)
+    job = ids(out)[0]
+    with (Path(out) / "jobs" / job / "events.jsonl").open("a") as file:
+        file.write('{"time": "noon", "step": 77, "metrics": 7}\n')
+    capsys.readouterr()
+    assert main(["logs", job, "--out", out]) == 0
+    assert "step 77" in capsys.readouterr().out

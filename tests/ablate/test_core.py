@@ -235,3 +235,32 @@ class TestLaneLM:
         assert len(self.core.source_hash()) == 12
         assert self.core.source_hash() == LaneLMCore().source_hash()
         assert self.core.numerics_version >= 1
+
+
+MODULE = """from ablate.nouns import Condition, Criterion
+SETTINGS = {"lr": 0.5}
+def train(settings, log, workdir, cache, stop=lambda: False):
+    return {}
+def criteria():
+    return (Criterion("loss", (Condition("final/loss", 0.3),)),)
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('{"lr": 0.5}', "1 / 0", r"cannot be imported \(ZeroDivisionError: .*wrong_core\d+\.py:2"),
+        ('{"lr": 0.5}', '{"lr" 0.5}', r"cannot be imported \(SyntaxError: .*wrong_core\d+\.py:2"),
+        ('{"lr": 0.5}', '["lr"]', r"\.SETTINGS: given list, must be a mapping"),
+        ('(Criterion("loss", (Condition("final/loss", 0.3),)),)', '["loss"]', r"\.py:5: given 'lo"),
+        ('(Criterion("loss", (Condition("final/loss", 0.3),)),)', "7", r"\.criteria: TypeError"),
+    ],
+)
+def test_a_module_with_a_mistake_is_told_where(old, new, said, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    name = f"wrong_core{abs(hash((old, new)))}"
+    assert old in MODULE
+    (tmp_path / f"{name}.py").write_text(MODULE.replace(old, new))
+    with pytest.raises(StudyError, match=said) as caught:
+        load_core(name).criteria()
+    assert "\n" not in str(caught.value)

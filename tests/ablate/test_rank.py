@@ -348,3 +348,42 @@ def test_json_form():
     assert isinstance(best["notes"], list)
     assert isinstance(best["diagnosis"], list)
     assert form["effects"][0].keys() >= {"factor", "metric", "estimate", "low", "high"}
+
+
+@pytest.mark.parametrize(
+    ("f1", "verdict"),
+    [
+        ([0.95, 0.96, 0.97], "passed"),
+        ([0.85, 0.99], "likely"),  # mean 0.92, interval from 0.03
+        ([0.8, 0.81], "failed"),
+        ([0.9, 0.9], "failed"),
+        ([0.97], "likely"),
+    ],
+)
+def test_a_criterion_that_asks_for_more(f1: list[float], verdict: str) -> None:
+    hits = Criterion("hits", (Condition("test/f1", 0.9, above=True),))
+    factor = Factor("arm", (Level("one", {}), Level("other", {})))
+    study = synthetic.study(factors=(factor,), designs=(Design("list"),), criteria=(hits,))
+    jobs, results = [], {}
+    for arm, values in {"other": [0.1] * len(f1), "one": f1}.items():
+        for seed, value in enumerate(values):
+            job = Job(f"{arm}-{seed}", arm, {"arm": arm}, seed, {"seed": seed})
+            jobs.append(job)
+            readings = {"test/f1": value, "cost/seconds": 1.0}
+            results[job.id] = Result(job.id, job.levels, seed, "done", readings)
+    found = rank(study, jobs, results)
+    assert [arm.arm for arm in found.arms] == ["one", "other"]
+    assert verdicts(found, "one") == {"hits": verdict}
+    assert [arm.pareto for arm in found.arms] == [True, False]
+    said = found.to_json()["ranking"][0]["criteria"]["hits"]
+    assert (said["threshold"], said["direction"]) == (0.9, "above")
+
+
+def test_a_reading_that_no_finished_job_has_is_noted() -> None:
+    criteria = (Criterion("acc", (Condition("final/los", 0.1),)),)
+    study = synthetic.study(criteria=criteria)
+    plan = synthetic.plan(study)
+    results = synthetic.results(plan)
+    said = "criteria.acc: no finished job has the reading final/los; the nearest is final/loss"
+    assert said in rank(study, plan.jobs, results).notes
+    assert not any("no finished job has" in note for note in rank(study, plan.jobs, {}).notes)

@@ -62,6 +62,30 @@ def test_a_table_reports_beside_a_real_run_without_touching_it(
 
 
 @pytest.mark.parametrize(
+    "option", [("--set", "steps=3"), ("--seeds", "2"), ("--data", "x"), ("--checkpoint", "x")]
+)
+def test_options_that_a_table_cannot_follow_are_refused(
+    option: tuple[str, str], study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["rank", study, "--from", str(tmp_path / "toy.csv"), *option]) == 2
+    assert capsys.readouterr().err.startswith(f"ablate: {option[0]}: given beside --from")
+
+
+def test_a_level_that_sets_something_else_by_now_is_refused(
+    study: str, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = Path(study)
+    file.write_text(file.read_text().replace("lr: 0.1", "lr: 0.2"))
+    assert main(["rank", study, "--from", str(table), "--out", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "toy.csv: line 2:" in said
+    assert "sets other things at lr=small, noise=low than when this row was run" in said
+    old = pd.read_csv(table).drop(columns="settings")  # one from before the column was there
+    old.to_csv(table, index=False)
+    assert main(["rank", study, "--from", str(table), "--out", str(tmp_path)]) == 0
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         ("arm,seed\na,0\n", "no column 'attempts'; is it a table of toy"),

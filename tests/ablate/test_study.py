@@ -107,6 +107,35 @@ def test_level_names_are_the_text_that_stands_there(write):
 
 
 REFUSED = {
+    "a factor as a list": (
+        "    slow: {lr: 0.1}\n    fast: {lr: 1.0}",
+        "    [1e-3, 1e-4]",
+        "factors.rate: given a list, must be levels with what each sets: rate: {1e-3: {rate: 1e-3}",
+    ),
+    "levels that set nothing": (
+        "    slow: {lr: 0.1}\n    fast: {lr: 1.0}",
+        "    {1e-3, 1e-4}",
+        "factors.rate: no level sets anything; write what each sets: 1e-3: {PATH: VALUE}",
+    ),
+    "a factor without a name": ("  noise:\n", '  "":\n', "a factor needs a name"),
+    "an empty question": ("Does it run?", '""', "question: empty; say what"),
+    "a list without arms": ("one_at_a_time", "list", "design: list needs its arms"),
+    "a threshold that is no number": (
+        "seeds:",
+        "criteria: {loss: .nan}\nseeds:",
+        "criteria.loss: given nan, must be a finite number",
+    ),
+    "an upper bound of a share": (
+        "seeds:",
+        "criteria: {hits: {test/mf1: 0.9}}\nseeds:",
+        "more is better of test/mf1, and a number alone is an upper bound; write {above: 0.9}",
+    ),
+    "two bounds": (
+        "seeds:",
+        "criteria: {a: {x: {above: 1, below: 2}}}\nseeds:",
+        "criteria.a.x: given 2 bounds, must be one of below, above",
+    ),
+    "a setting that is no number": ("{lr: 1.0}", "{lr: .nan}", "lr: given nan, must be a finite"),
     "a misspelt key": ("design:", "desing:", "mine.yaml:13: desing: unknown key; did you mean"),
     "a key twice": ("seeds:", "question: again\nseeds:", "mine.yaml:14: question: given twice"),
     "a level twice": ("high:", "low:", "mine.yaml:11: factors.noise.low: given twice"),
@@ -307,6 +336,21 @@ def test_criteria_are_laid_over_the_cores(write):
         Criterion("error", (Condition("final/error", 0.1),)),
     )
     assert load_study(write(TOY + "criteria: {loss: }")).criteria == ()
+
+
+def test_a_criterion_may_ask_for_more(write):
+    text = TOY + "criteria: {loss: {above: 0.5}, hits: {test/f1: {above: 0.9}, a/f1: {below: 1}}}"
+    study = load_study(write(text))
+    assert study.criteria == (
+        Criterion("loss", (Condition("final/loss", 0.5, above=True),)),
+        Criterion("hits", (Condition("test/f1", 0.9, above=True), Condition("a/f1", 1.0))),
+    )
+    assert load_study(write(resolved(study))).criteria == study.criteria
+
+
+def test_two_levels_that_are_one_config_are_said(write):
+    text = TOY.replace("fast: {lr: 1.0}", "fast: {lr: 1.0}\n    same: {lr: 0.1}")
+    assert "rate: slow and same are one config, trained once" in plan(load_study(write(text))).notes
 
 
 def test_a_study_extends_another(write):

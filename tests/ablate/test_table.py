@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -217,3 +218,22 @@ def test_of_a_pair_of_factors_the_surest_pair_of_levels_is_named():
         "f and g change each other's effect on px error (25 % of its variance; v with w: "
         "x2 [1.8, 2.2] of the product of each alone)."
     )
+
+
+def test_more_is_better_is_said_so():
+    loss, *_ = synthetic.CRITERIA
+    (condition,) = loss.conditions
+    more = replace(loss, conditions=(replace(condition, above=True),))
+    text = shown(made(criteria=(more,)), 120)
+    assert "loss > 0.1" in text
+    assert "the criterion." in text
+    less = shown(made(criteria=(loss,)), 120)
+    raised = re.search(r"Strongest lever on loss: .*?, x([\d.]+)", text)
+    lowered = re.search(r"Strongest lever on loss: .*?, x([\d.]+)", less)
+    assert raised is not None
+    assert lowered is not None
+    assert float(raised[1]) > 1 > float(lowered[1])
+
+
+def test_without_criteria_there_is_no_winner():
+    assert "There are no criteria" in shown(made(criteria=()), 120)

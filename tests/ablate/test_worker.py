@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 import torch
 
+from ablate import jobview, worker
 from ablate.engines import Outcome, Task
 from ablate.ledger import Ledger
 from ablate.worker import OUTPUT, Worker, captured
-from tests.ablate.toys import CORE, toy_job
+from tests.ablate import toy_core
+from tests.ablate.toys import CORE, run_toys, toy_job, toy_plan
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -101,3 +103,32 @@ def test_no_memory_deserves_another_attempt_and_a_mistake_does_not(
     assert (result is None) == passing
     if result is not None:
         assert result.state == "failed"
+
+
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [
+        (None, "train returned None, must be readings"),
+        (0.3, "train returned float, must be readings"),
+        ({"final/loss": "low"}, "train returned 'final/loss': 'low', must be readings"),
+        ({"final/loss": [0.1]}, "train returned 'final/loss': [0.1], must be readings"),
+        ({3: 0.1}, "train returned 3: 0.1, must be readings"),
+    ],
+)
+def test_what_is_no_reading_fails_the_job_at_once(
+    end: Any, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(toy_core, "train", lambda *_, **__: end)
+    worker.load_core.cache_clear()
+    try:
+        plan = toy_plan(1)
+        summary = run_toys(tmp_path, plan)
+    finally:
+        worker.load_core.cache_clear()
+    (result,) = summary.results.values()
+    assert (result.state, result.attempts) == ("failed", 1)
+    assert result.error is not None
+    assert result.error.startswith(said)
+    lines: list[str] = []
+    jobview.logs(Ledger(tmp_path), plan.jobs[0].id, lines.append, follow=False)
+    assert said in lines[-1]
