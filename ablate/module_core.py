@@ -173,5 +173,9 @@ class ModuleCore:
         return ()
 
     def source_hash(self) -> str:
+        """Of the module's own file: what it imports is not in it (`numerics_version` is for that).
+
+        A module whose numbers hang on others may define its own.
+        """
         source = Path(str(self._module.__file__)).read_bytes()
         return hashlib.sha256(source).hexdigest()[:12]

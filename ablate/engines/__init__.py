@@ -182,7 +182,8 @@ def engine_class(name: str) -> Any:
     if name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None:
         raise StudyError(
             f"--engine {name}: needs the extra [{name}], which is not installed; type "
-            f"`make setup EXTRAS={name}`, or pip install 'lanelm-ablate[{name}]'"
+            f"`make setup EXTRAS={name}`, or in a clone of your own: python -m pip install "
+            f"'.[{name}]'"
         )
     return getattr(importlib.import_module(f"ablate.engines.{name}"), ENGINES[name])
 
