@@ -197,7 +197,7 @@ def interaction(pair: Interaction) -> str:
         axes.set_xticks(range(len(levels)), [wording.cut(level, 24) for level in levels])
         axes.set_xlabel(wording.cut(pair.factor, 40))
         axes.margins(0.15)
-        axes.legend(frameon=False, fontsize=8)
+        figure.legend(frameon=False, fontsize=8, loc="outside lower left", ncols=2)
         axes.set_title(wording.name(pair.metric), loc="left")
         return _svg(figure, f"{wording.name(pair.metric)}: {pair.factor} by {pair.other}")
 

@@ -111,7 +111,9 @@ def curves(file: Path, name: str, along: str, by: str, *metrics: str) -> None:
             panel.set_xlabel(along)
             panel.set_title(said(metric), loc="left")
             scale(panel.yaxis, panel.set_yscale, frame[metric])
-        panels[0].legend(frameon=False, fontsize=8)
+        panels[-1].legend(
+            frameon=False, fontsize=8, title=by, loc="center left", bbox_to_anchor=(1, 0.5)
+        )
         drawn.savefig(file, dpi=130)
 
 

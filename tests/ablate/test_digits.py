@@ -44,7 +44,7 @@ def test_another_core_runs_the_whole_orchestrator(
     assert planned["estimate"]["shapes"][0]["source"] == "probe"
     assert main(["run", *asked, "--workers", "2"]) == 0
     captured = capsys.readouterr()
-    assert "meet all" in captured.out or "meets all" in captured.out
+    assert "the criterion" in captured.out  # one alone
     assert "MLflow cannot" not in captured.err
     assert main(["rank", *asked, "--json"]) == 0
     ranking = json.loads(capsys.readouterr().out)["ranking"]
