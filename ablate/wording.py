@@ -36,8 +36,8 @@ LEGEND = (
 def number(value: float | None, digits: int = 3) -> str:
     """A number with so many significant digits, without an exponent where it can do without.
 
-    >>> [number(x) for x in (0.05309, 312.4, 41234.0, 0.00012, 0.0, None)]
-    ['0.0531', '312', '41234', '0.00012', '0', '-']
+    >>> [number(x) for x in (0.05309, 312.4, 999.6, 41234.0, 0.00012, 0.0, None)]
+    ['0.0531', '312', '1000', '41234', '0.00012', '0', '-']
     """
     if value is None or math.isnan(value):
         return "-"
@@ -46,8 +46,8 @@ def number(value: float | None, digits: int = 3) -> str:
     if abs(value) >= 10**digits:
         return f"{value:.0f}" if abs(value) < 1e7 else f"{value:.{digits}g}"
     text = f"{value:.{digits}g}"
-    if "e" in text and abs(value) >= 1e-4:
-        text = f"{value:.{digits + 3}f}"
+    if "e" in text and abs(value) >= 1e-4:  # rounded up to 10**digits, or small
+        text = f"{value:.0f}" if abs(value) >= 1 else f"{value:.{digits + 3}f}"
     return text
 
 

@@ -86,7 +86,7 @@ def curves(file: Path, name: str, along: str, by: str, *metrics: str) -> None:
         by: other factors, `a,b`.
         metrics: a panel each.
     """
-    frame = shipped(name).frame
+    frame = shipped(name).frame.copy()  # one block again: a table has hundreds of columns
     frame = frame.assign(x=pd.to_numeric(frame[LEVEL + along]))
     factors = [LEVEL + factor for factor in by.split(",")]
     with figure(3.7 * len(metrics), 3.2, 1, len(metrics)) as (drawn, panels):
