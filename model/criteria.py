@@ -122,13 +122,13 @@ def _lanes(known: Metrics) -> Iterator[Gate]:
                 continue
             placed = (*PX, *ZIGZAG) if split == "final" else PX
             voids = tuple(f"{split}/{name}{processed}" for name in placed)
-            start, where = (
-                ("" if split == "final" else f"{split}_"),
+            start, place = (
+                "" if split == "final" else f"{split}_",
                 where + processed.replace("_", " "),
             )
-            yield _coverage(f"{start}coverage{processed}", read[0], voids, where)
-            yield _lane_count(f"{start}lane_count{processed}", read[1], voids, where)
-            yield _lane_length(f"{start}lane_length{processed}", read[2], voids, where)
+            yield _coverage(f"{start}coverage{processed}", read[0], voids, place)
+            yield _lane_count(f"{start}lane_count{processed}", read[1], voids, place)
+            yield _lane_length(f"{start}lane_length{processed}", read[2], voids, place)
 
 
 def _coverage(name: str, value: float | None, voids: tuple[str, ...], where: str) -> Gate:

@@ -1,9 +1,8 @@
 """What is minimised: (1 - w) x cross-entropy + w y cross-entropy, and how w grows.
 
 A step of a lane counts 1 where there is a point (`start_weight` where it is the first),
-`ends_weight` where there is none but decoding
-still asks (leading blanks, the first EOS, the blanks of an absent lane), and 0 after its EOS.
-With `ends: ignored` only points count.
+`ends_weight` where there is none but decoding still asks (leading blanks, the first EOS, the blanks
+of an absent lane), and 0 after its EOS. With `ends: ignored` only points count.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from model.config import LossConfig
+from model.metrics import first_points
 from model.targets import Targets
 
 
@@ -39,8 +39,7 @@ def step_weights(targets: Targets, config: LossConfig) -> Float[Tensor, "n L T"]
     """What each step counts in the objective."""
     weights = targets.point.float()
     if config.start_weight != 1.0:
-        first = targets.point & (targets.point.cumsum(-1) == 1)
-        weights = torch.where(first, config.start_weight, weights)
+        weights = torch.where(first_points(targets.point), config.start_weight, weights)
     if config.ends == "ignored":
         return weights
     return weights + config.ends_weight * (targets.first_end | targets.lead).float()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from model.lanelm import LaneLM
+from model.metrics import first_points
 from model.passes import go_on
 from model.probe import prompted_readings
 from tests.model.small import MemoryBank, split_of
@@ -23,8 +24,7 @@ def test_given_all_its_points_a_lane_is_the_labels_round_trip(
 def test_the_first_point_is_given_and_no_other(seeing: LaneLM, memory_bank: MemoryBank) -> None:
     split = split_of(seeing.config, [0, 1])
     lanes = go_on(seeing, memory_bank, split)
-    one = (~np.isnan(split.truth)).cumsum(-1) == 1
-    one &= ~np.isnan(split.truth)
+    one = first_points(split.targets.point).numpy()
     assert np.abs(lanes - split.truth)[one].max() <= seeing.tokenizer.bound_px + 1e-3
     read = prompted_readings(seeing, memory_bank, split, "test")
     assert set(read) == {"test/px_error_prompted", "test/coverage_prompted"}
