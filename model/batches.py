@@ -18,6 +18,7 @@ from torch import Tensor
 from model.config import BatchConfig, LossConfig
 from model.init import stream
 from model.loss import step_weights
+from model.shift import Shift
 from model.targets import Targets
 
 
@@ -105,11 +106,13 @@ class Batches:
         loss: LossConfig,
         seed: int,
         device: torch.device,
+        shift: Shift | None = None,
     ) -> None:
         """Serve the training images: `indices` into the bank, `targets` in the same order."""
         self.bank, self.indices, self.targets = bank, list(indices), targets
         self.levels, self.config, self.loss = tuple(levels), config, loss
         self.seed, self.device = seed, device
+        self.shift = shift
         self.order = Order(len(self.indices), config, seed)
         self._chosen: list[tuple[int, ...]] = []
         self._made: list[Batch] = []
@@ -117,13 +120,16 @@ class Batches:
     def at(self, step: int) -> list[Batch]:
         """Give the passes of a step, counted from 1; their losses add up to the step's."""
         chosen = self.order.images(step)
-        if chosen == self._chosen and self.config.lanes is None:
-            return self._made
-        known = {batch.images: (batch.features, batch.targets) for batch in self._made}
-        for images in chosen:
-            if images not in known:
-                known[images] = self._load(images)
-        parts = [known[images] for images in chosen]
+        if self.shift is not None:  # nothing is the same twice
+            parts = [self._load(images, step, i) for i, images in enumerate(chosen)]
+        else:
+            if chosen == self._chosen and self.config.lanes is None:
+                return self._made
+            known = {batch.images: (batch.features, batch.targets) for batch in self._made}
+            for images in chosen:
+                if images not in known:
+                    known[images] = self._load(images, step, 0)
+            parts = [known[images] for images in chosen]
         weights = [self._weigh(targets, step, i) for i, (_, targets) in enumerate(parts)]
         total = torch.stack([w.sum() for w in weights]).sum()
         count = torch.stack([(t.point | t.first_end).sum() for _, t in parts]).sum()
@@ -134,9 +140,13 @@ class Batches:
         ]
         return self._made
 
-    def _load(self, images: tuple[int, ...]) -> tuple[list[Tensor], Targets]:
+    def _load(self, images: tuple[int, ...], step: int, part: int) -> tuple[list[Tensor], Targets]:
         features = self.bank.batch([self.indices[i] for i in images], self.levels)
-        targets = to_device(self.targets.select(images), self.device)
+        targets = self.targets.select(images)
+        if self.shift is not None:
+            generator = stream(self.seed, f"shift/{step}/{part}")
+            features, targets = self.shift(images, features, targets, generator)
+        targets = to_device(targets, self.device)
         return [f.to(self.device, non_blocking=True) for f in features], targets
 
     def _weigh(self, targets: Targets, step: int, part: int) -> Float[Tensor, "B L T"]:

@@ -47,6 +47,9 @@ class DataConfig(Part):
     test_images: Annotated[int, Field(ge=0)] | Literal["all"] = Field(
         default=0, description="test images, read once at the end of a conclusion; 0: not read"
     )
+    mirror: bool = Field(
+        default=False, description="train on the mirror image of every training image too"
+    )
     seed: int = Field(
         default=0, description="chooses (rendered: draws) the scenes; apart from the job seed"
     )
@@ -127,6 +130,13 @@ class VisualConfig(Part):
 
     levels: Literal["p5", "p4p5", "full"] = Field(default="full", description="pyramid levels used")
     stride: Count = Field(default=1, description="keep every stride-th row and column of P3 and P4")
+    fold: bool = Field(
+        default=False,
+        description="one token per P5 cell, of its own features and those of all finer cells in it",
+    )
+    neck: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="trained residual 3x3 convolutions over each level's tokens"
+    )
     select: Literal["none", "pool", "topk"] = Field(
         default="none",
         description="learned queries that pool, or the top tokens by a learned score",
@@ -150,7 +160,9 @@ class VisualConfig(Part):
     @model_validator(mode="after")
     def _check(self) -> VisualConfig:
         if self.levels == "p5":
-            self.dead("visual.levels is p5", "stride")
+            self.dead("visual.levels is p5", "stride", "fold")
+        if self.fold:
+            self.dead("visual.fold is true", "stride")
         if self.select == "none":
             self.dead("visual.select is none", "select_tokens")
         return self
@@ -244,6 +256,11 @@ class LossConfig(Part):
     )
     soft_bins: NonNegative = Field(
         default=0.0, description="std in bins of soft x targets; 0: hard"
+    )
+    lane_map: NonNegative = Field(
+        default=0.0,
+        description="weight of what each token says about where in its cell a lane passes, which "
+        "trains the neck at every place at once",
     )
     entropy_penalty: NonNegative = Field(
         default=0.0,
@@ -348,16 +365,21 @@ class BatchConfig(Part):
         default=None, description="fixed number of lanes per pass; null: all"
     )
     accumulate: Count = Field(default=1, description="passes per optimiser step")
+    shift: NonNegative = Field(
+        default=0.0,
+        description="std in P5 cells (32 px) of sideways shifts of an image's features and lanes, "
+        "drawn anew whenever it is shown",
+    )
 
 
 class DecodeConfig(Part):
     """Free-running decoding."""
 
     ends: Literal["x", "x_or_y"] = Field(default="x", description="which head may end a lane")
-    choice: Literal["token", "point"] = Field(
+    choice: Literal["token", "point", "median"] = Field(
         default="token",
         description="token: the likeliest id; point: no point if that is likelier than all points "
-        "together, else the likeliest point",
+        "together, else the likeliest point; median: the same, but the points' median",
     )
     hallucination_removal: bool = Field(
         default=False,
@@ -441,9 +463,22 @@ class TrainConfig(Part):
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
-        one_memory = self.visual.levels == "p5" or self.visual.select != "none"
+        visual = self.visual
+        one_memory = visual.levels == "p5" or visual.fold or visual.select != "none"
         if self.model.memory == "per_level" and one_memory:
-            raise ValueError("model.memory=per_level needs several levels and visual.select=none")
+            raise ValueError(
+                "model.memory=per_level needs several levels, visual.fold=false and "
+                "visual.select=none"
+            )
+        if self.loss.lane_map and visual.stride > 1:
+            raise ValueError(
+                f"loss.lane_map needs every cell: visual.stride={visual.stride}, allowed: 1"
+            )
+        if self.decode.choice == "median" and self.tokenizer.mode != "absolute":
+            raise ValueError(
+                f"decode.choice=median with tokenizer.mode={self.tokenizer.mode}: columns and "
+                "steps have no common median; allowed: token, point"
+            )
         if self.visual.position in ("sinusoidal", "aligned", "weak") and self.model.d_model % 4:
             raise ValueError(
                 f"model.d_model={self.model.d_model} must be a multiple of 4 for sinusoids"

@@ -15,6 +15,7 @@ from model.config import DataConfig
 from model.culane_data import culane_listing, is_culane
 from model.file_hashes import FileHashes
 from model.listing import Listing, take
+from model.mirror import with_mirror_images
 from model.render import rendered_refs
 from model.scene import DataError, Frame, Kind, Polyline, Scene, SceneRef
 from model.tusimple_data import is_tusimple, tusimple_listing
@@ -54,12 +55,21 @@ def make_splits(config: DataConfig) -> Splits:
     Training images come from the front of the training lists, several roots in turn. Validation
     images come from a root's own validation list, else from the far end of its training list, so
     that they stay the same when `train_images` grows; there may be fewer than asked for, as
-    `shortage` says. No image of a test list validates.
+    `shortage` says. No image of a test list validates. With `mirror` the mirror images of the
+    training images follow them.
 
     Raises:
         DataError: a root that is no data set, a list that is missing, empty or malformed, or fewer
             images than asked for.
     """
+    splits = _chosen(config)
+    if config.mirror:
+        return dataclasses.replace(splits, train=with_mirror_images(splits.train))
+    return splits
+
+
+def _chosen(config: DataConfig) -> Splits:
+    """The scenes as they lie there, before any is mirrored."""
     if not config.roots:
         return _rendered(config)
     roots = _roots(config)

@@ -29,9 +29,10 @@ class HasFirstValues(Protocol):
 def initialise(model: nn.Module, seed: int) -> None:
     """Draw every parameter of `model` in place, on the CPU so that devices agree.
 
-    Norms start as the identity and biases at 0. A matrix (out, in) gets variance 1 / in, so that
-    what it writes has the scale of what it reads. Embeddings are small: a step of the optimiser
-    then changes much of them, which is what lets 500 steps at 1e-4 learn an image.
+    Norms start as the identity and biases at 0. A matrix (out, in) gets variance 1 / in (of a
+    convolution, all of its window), so that what it writes has the scale of what it reads.
+    Embeddings are small: a step of the optimiser then changes much of them, which is what lets 500
+    steps at 1e-4 learn an image.
     """
     for path, module in model.named_modules():
         own = _own_values(module)
@@ -52,9 +53,10 @@ def _own_values(module: object) -> Mapping[str, Tensor | float]:
 
 def _rule(module: nn.Module, leaf: str, parameter: Tensor) -> Tensor | float:
     if parameter.ndim == 1:
-        one = isinstance(module, nn.LayerNorm) and leaf == "weight"
+        one = isinstance(module, nn.LayerNorm | nn.GroupNorm) and leaf == "weight"
         return torch.ones(()) if one else torch.zeros(())
-    return EMBEDDING_STD if isinstance(module, nn.Embedding) else 1 / math.sqrt(parameter.shape[-1])
+    fan_in = math.prod(parameter.shape[1:])
+    return EMBEDDING_STD if isinstance(module, nn.Embedding) else 1 / math.sqrt(fan_in)
 
 
 def stream(seed: int, name: str) -> torch.Generator:

@@ -16,6 +16,7 @@ from model.allocator import keep_freed_memory
 from model.config import TrainConfig
 from model.decoder import Block, Cache, KeysValues
 from model.init import initialise
+from model.lane_map import LaneMap
 from model.matmul import Linear
 from model.positions import LEVELS, Grid, make_grids, sharp
 from model.selection import Selected, keep_all, make_selection
@@ -32,6 +33,8 @@ class Memory:
     """keys and values of each block"""
     grids: tuple[tuple[Grid, ...], ...]
     """the cells that each block's tokens were or were made of, level after level"""
+    content: Float[Tensor, "B D N0"]
+    """what the cells show, before a place was added"""
 
     @property
     def tokens(self) -> Float[Tensor, "B N D"]:
@@ -96,6 +99,7 @@ class LaneLM(nn.Module):
             self.norm = nn.LayerNorm(D) if config.model.norm == "pre" else nn.Identity()
             self.head_x = Linear(D, V)
             self.head_y = Linear(D, T + 1)
+            self.lane_map = LaneMap(config) if config.loss.lane_map else None
         self.basis = None
         if aligned:
             heads = config.model.cross_heads or config.model.n_heads
@@ -136,7 +140,7 @@ class LaneLM(nn.Module):
             )
             for block, part in zip(self._blocks(), parts, strict=True)
         )
-        return Memory(selected, blocks, seen)
+        return Memory(selected, blocks, seen, tokens.content)
 
     def forward(
         self,
@@ -307,17 +311,21 @@ class LaneLM(nn.Module):
 
 
 def likeliest(
-    logits_x: Float[Tensor, "*steps V"], choice: Literal["token", "point"]
+    logits_x: Float[Tensor, "*steps V"], choice: Literal["token", "point", "median"]
 ) -> Int[Tensor, "*steps"]:
     """Give the likeliest id of each step; with `point`, of whichever of point and none is likelier.
 
     A model that knows that there is a lane but not where spreads it over many ids, each of them
-    less likely than "no point" (0): then the likeliest token loses the lane.
+    less likely than "no point" (0): then the likeliest token loses the lane. Of the columns that it
+    thinks possible the `median` is the one with the least error to expect.
     """
     if choice == "token":
         return logits_x.argmax(-1)
     points = logits_x[..., 1:].float()
     none = logits_x[..., 0].float() > points.logsumexp(-1)
+    if choice == "median":
+        below = points.softmax(-1).cumsum(-1) < 0.5
+        return (below.sum(-1) + 1) * ~none
     return (points.argmax(-1) + 1) * ~none
 
 

@@ -49,9 +49,9 @@ class Grid:
 
 
 def make_grids(config: TrainConfig) -> tuple[Grid, ...]:
-    """Give the grid of each level used, finest first."""
+    """Give the grid of each level that becomes tokens, finest first (with `fold`: P5 alone)."""
     grids = []
-    for level in LEVELS[config.visual.levels]:
+    for level in LEVELS["p5" if config.visual.fold else config.visual.levels]:
         step = config.visual.stride if level < 2 else 1  # P5 is kept whole
         height, width = config.data.height // STRIDES[level], config.data.width // STRIDES[level]
         grids.append(Grid(level, step, -(-height // step), -(-width // step)))

@@ -30,6 +30,8 @@ def can_stack(config: TrainConfig) -> bool:
     """Whether a model of this config has only parts that stack."""
     return (
         config.visual.select == "none"
+        and not config.visual.neck
+        and not config.loss.lane_map
         and config.visual.position != "learned"
         and (config.visual.position != "aligned" or config.batch.images == 1)
     )

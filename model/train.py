@@ -88,7 +88,11 @@ def train(
                     totals=batch.totals,
                     uniformity=penalised,
                 )
-                losses.objective.backward()
+                objective = losses.objective
+                if model.lane_map is not None:
+                    of_map = model.lane_map.loss(memory.content, batch.targets)
+                    objective = objective + config.loss.lane_map * of_map / config.batch.accumulate
+                objective.backward()
                 parts.append((losses, prefix))
             grad_norm = clip_gradients(job.parameters, config.optim.clip)
             optimizer.step()

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from model.config import TrainConfig
 from model.matmul import Linear, project
-from model.positions import STRIDES, Grid, codes, make_grids, sharp, weak
+from model.neck import Convolution
+from model.positions import LEVELS, STRIDES, Grid, codes, make_grids, sharp, weak
 
 Statistics = Sequence[tuple[Float[Tensor, " _c"], Float[Tensor, " _c"]]]
 """mean and std per channel of P3, P4, P5 over the training images"""
@@ -48,6 +49,9 @@ class VisualEncoder(nn.Module):
         super().__init__()
         D, position = config.model.d_model, config.visual.position
         self.grids = make_grids(config)
+        self.fold = config.visual.fold
+        if self.fold:
+            channels, statistics = folded(channels, statistics, LEVELS[config.visual.levels])
         self.levels = nn.ModuleDict(
             {
                 f"p{3 + grid.level}": Level(
@@ -78,6 +82,8 @@ class VisualEncoder(nn.Module):
     ) -> Tokens:
         if padding is not None and bool(padding.all(dim=1).any()):
             raise ValueError("padding leaves an image without a visual token")
+        if self.fold:
+            features = [fold(features)]
         content, positions = [], []
         for level, feature in zip(self.levels.values(), features, strict=True):
             assert isinstance(level, Level)
@@ -89,7 +95,7 @@ class VisualEncoder(nn.Module):
 
 
 class Level(nn.Module):
-    """One pyramid level: h = proj(scale * norm(f)), and h + MLP(h) with `residual`."""
+    """One pyramid level: h = proj(scale * norm(f)), h + MLP(h) with `residual`, then the neck."""
 
     def __init__(
         self,
@@ -111,6 +117,7 @@ class Level(nn.Module):
         self.residual = visual.residual
         if visual.residual:
             self.grow, self.shrink = Linear(D, config.model.d_ff), Linear(config.model.d_ff, D)
+        self.neck = nn.Sequential(*(Convolution(D) for _ in range(visual.neck)))
         self.embedding = nn.Embedding(1, D) if visual.level_embedding else None
         self.places = None
         if visual.position == "learned":
@@ -137,10 +144,12 @@ class Level(nn.Module):
             mean, std = self.get_buffer("mean"), self.get_buffer("std")
             f = (f - mean[:, None]) / std.clamp(min=1e-6)[:, None]
         h = project(weight, f) + self.column(bias)
-        if not self.residual:
+        if self.residual:
+            hidden = F.gelu(project(self.grow.weight, h) + self.column(self.grow.bias))
+            h = h + project(self.shrink.weight, hidden) + self.column(self.shrink.bias)
+        if not self.neck:
             return h
-        hidden = F.gelu(project(self.grow.weight, h) + self.column(self.grow.bias))
-        return h + project(self.shrink.weight, hidden) + self.column(self.shrink.bias)
+        return self.neck(h.unflatten(-1, (self.grid.height, self.grid.width))).flatten(2)
 
     def column(self, vector: Float[Tensor, " D"]) -> Float[Tensor, "D 1"]:
         """Lay a vector along the channels (a stack of models: that of each image's model)."""
@@ -152,6 +161,32 @@ class Level(nn.Module):
         if self.embedding is not None:
             position = position + self.embedding.weight.T
         return position if self.places is None else position + self.places()
+
+
+def fold(features: Sequence[Float[Tensor, "B _c _h _w"]]) -> Float[Tensor, "B C h w"]:
+    """Lay the cells of finer levels that lie in a P5 cell beside its channels (space to depth)."""
+    height = features[-1].shape[-2]
+    return torch.cat([F.pixel_unshuffle(f, f.shape[-2] // height) for f in features], dim=1)
+
+
+def folded(
+    channels: tuple[int, int, int], statistics: Statistics | None, levels: Sequence[int]
+) -> tuple[tuple[int, int, int], Statistics | None]:
+    """Give `channels` and `statistics` as they are of P5 after `fold`."""
+    cells = [(STRIDES[-1] // STRIDES[level]) ** 2 for level in levels]
+    total = sum(n * channels[level] for n, level in zip(cells, levels, strict=True))
+    if statistics is not None:
+        mean, std = (
+            torch.cat(
+                [
+                    statistics[level][moment].repeat_interleave(n)
+                    for n, level in zip(cells, levels, strict=True)
+                ]
+            )
+            for moment in (0, 1)
+        )
+        statistics = (*statistics[:2], (mean, std))
+    return (*channels[:2], total), statistics
 
 
 class LearnedPlaces(nn.Module):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -13,8 +15,14 @@ from tests.model.network import features_of, network, small, targets_for
 from tests.model.small import MemoryBank, split_of
 
 
-@pytest.mark.parametrize("mode", ["absolute", "relative_disjoint"])
-@pytest.mark.parametrize(("ends", "choice"), [("x", "token"), ("x_or_y", "token"), ("x", "point")])
+@pytest.mark.parametrize(
+    ("mode", "ends", "choice"),
+    [
+        *itertools.product(("absolute", "relative_disjoint"), ("x", "x_or_y"), ("token",)),
+        *itertools.product(("absolute", "relative_disjoint"), ("x",), ("point",)),
+        ("absolute", "x", "median"),
+    ],
+)
 @torch.no_grad()
 def test_any_guess_ends_at_what_decoding_writes(mode: str, ends: str, choice: str) -> None:
     config = small(

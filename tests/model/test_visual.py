@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.positions import Grid, codes, make_grids, sharp, weak
-from model.visual import Level, VisualEncoder
+from model.visual import Level, VisualEncoder, fold
 from tests.model.network import CHANNELS, features_of, network, small
 
 
@@ -30,6 +30,8 @@ def level_of(**settings: Any) -> tuple[Level, Tensor]:
         ({"visual.levels": "full"}, 5250),
         ({"visual.levels": "full", "visual.stride": 2}, 1500),
         ({"visual.levels": "p4p5", "visual.stride": 3}, 7 * 17 + 250),
+        ({"visual.levels": "p4p5", "visual.fold": True}, 250),
+        ({"visual.levels": "full", "visual.fold": True}, 250),
     ],
 )
 def test_token_counts(settings: dict[str, Any], cells: int):
@@ -165,3 +167,50 @@ def test_an_image_without_tokens_is_refused():
     padding = torch.tensor([[True] * 8, [False] * 8])
     with pytest.raises(ValueError, match="without a visual token"):
         model.encode(features_of(model), padding)
+
+
+@pytest.mark.parametrize("norm", ["standardize", "layernorm"])
+def test_a_folded_token_reads_its_own_cell_at_every_level_and_no_other(norm: str):
+    model = network(small(visual__levels="full", visual__fold=True, visual__norm=norm))
+    features = [f.requires_grad_() for f in features_of(model)]
+    content = model.encode(features).content
+    assert content.shape == (2, 16, 8)  # 2 x 4 cells of P5
+    content[0, :, 6].square().sum().backward()  # second row, third column: px 32-64, 64-96
+    for level, f in enumerate(features):
+        assert f.grad is not None
+        used, cells = f.grad[0].abs().sum(0) > 0, 4 >> level
+        expected = torch.zeros_like(used)
+        expected[cells : 2 * cells, 2 * cells : 3 * cells] = True
+        assert torch.equal(used, expected)
+        assert not f.grad[1].any()
+
+
+def test_folded_features_are_standardized_channel_by_channel():
+    config = small(visual__levels="p4p5", visual__fold=True, visual__norm="standardize")
+    moments = [(torch.arange(c) + 1.0, torch.arange(c) * 0.5 + 1) for c in CHANNELS]
+    level = VisualEncoder(config, CHANNELS, moments).levels["p5"]
+    p4, p5 = (
+        (mean + std)[:, None, None].expand(-1, *size)  # one std above the mean everywhere
+        for (mean, std), size in zip(moments[1:], ((4, 8), (2, 4)), strict=True)
+    )
+    f = fold([p4[None], p5[None]]).flatten(2)
+    ones = (f - level.get_buffer("mean")[:, None]) / level.get_buffer("std")[:, None]
+    torch.testing.assert_close(ones, torch.ones(1, 4 * 7 + 9, 8))
+
+
+def test_the_neck_looks_one_cell_further_with_each_convolution():
+    for n in (0, 1, 2):
+        model = network(small(visual__levels="p4p5", visual__neck=n, visual__position="none"))
+        for level in model.visual.levels.values():
+            assert isinstance(level, Level)
+            for layer in level.neck:
+                layer.norm = nn.Identity()  # which looks at the whole image
+        p4, p5 = (f.requires_grad_() for f in features_of(model))
+        model.encode([p4, p5]).content[0, :, 2 * 8 + 4].sum().backward()  # P4, row 2, column 4
+        assert p4.grad is not None
+        assert p5.grad is not None
+        seen = p4.grad[0].abs().sum(0) > 0
+        expected = torch.zeros_like(seen)
+        expected[2 - min(n, 2) : 3 + n, 4 - n : 5 + n] = True
+        assert torch.equal(seen, expected)
+        assert not p5.grad.any()
