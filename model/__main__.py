@@ -24,6 +24,7 @@ from model.console import (
     RequestError,
     close_torn_line,
     finite,
+    read_sets,
     read_settings,
     stop_asked,
     table,
@@ -47,7 +48,8 @@ CONFIG.json holds settings by their dotted paths, over presets if you like:
 
   {"preset": "strategy1", "model.preset": "lanelm_128", "optim.steps": 200, "seed": 1}
 
-Without "data.roots" the images are rendered road scenes. DIR gets
+Without a CONFIG.json it is {"preset": "best"}: the LaneLM that was found to generalise best.
+Without "data.roots" (or --data) the images are rendered road scenes. DIR gets
   config.json    all settings of the run, presets resolved
   events.jsonl   the readings as they came
   checkpoint.pt  after a kill or a crash the same command goes on from here
@@ -69,6 +71,10 @@ images, val/ of the same on the validation images, best/ of the weights chosen b
 """
 
 
+DEFAULT = "best"
+"""The preset of a run that is given no settings."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -86,12 +92,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(argv: Sequence[str]) -> int:
     parser = Parser("python -m model", TRAIN)
-    parser.add_argument("config", metavar="CONFIG.json", type=Path, help="settings")
+    parser.add_argument(
+        "config", metavar="CONFIG.json", type=Path, nargs="?", help="settings; default: best"
+    )
     parser.add_argument("--out", metavar="DIR", type=Path, help="default: runs/model/CONFIG")
+    _add_data(parser, "CULane or TuSimple root to train on, again for more")
+    parser.add_argument(
+        "--set",
+        metavar="PATH=VALUE",
+        action="append",
+        default=[],
+        help="a setting over those of CONFIG.json, its value JSON or a bare word; again for more",
+    )
     options = parser.parse_args(argv)
-    config = build(read_settings(options.config))
+    given = read_settings(options.config) if options.config else {"preset": DEFAULT}
+    config = build(given | _on(options.data) | read_sets(options.set))
     _check(config)
-    out: Path = options.out or Path("runs/model") / options.config.stem
+    out: Path = options.out or Path("runs/model") / (
+        options.config.stem if options.config else DEFAULT
+    )
     _prepare(out, config)
     state, metrics, error, trace = "done", {}, None, None
     show = Display(config.optim.steps)
@@ -136,6 +155,17 @@ def _train(argv: Sequence[str]) -> int:
     return int(state != "done")
 
 
+def _add_data(parser: Parser, help: str) -> None:
+    parser.add_argument("--data", metavar="PATH", type=Path, action="append", default=[], help=help)
+
+
+def _on(roots: Sequence[Path]) -> dict[str, Any]:
+    """The settings that put a run on other images."""
+    if not roots:
+        return {}
+    return {"data.roots": tuple(str(root) for root in roots), "data.geometry": None}
+
+
 def _check(config: TrainConfig) -> None:
     """Look at device, images, labels and weights before anything is written."""
     if lacking := missing(config.runtime.device):
@@ -176,14 +206,7 @@ def _environment(config: TrainConfig) -> dict[str, Any]:
 def _probe(argv: Sequence[str]) -> int:
     parser = Parser("python -m model probe", PROBE)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="trained weights")
-    parser.add_argument(
-        "--data",
-        metavar="PATH",
-        type=Path,
-        action="append",
-        default=[],
-        help="CULane or TuSimple root to read it on, again for more; default: as it was trained",
-    )
+    _add_data(parser, "CULane or TuSimple root to read it on, again for more; default: as trained")
     parser.add_argument("--cache", metavar="DIR", type=Path, help="where frozen features are kept")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
@@ -191,11 +214,7 @@ def _probe(argv: Sequence[str]) -> int:
     payload = read_checked(path)
     run = payload if isinstance(payload, Mapping) and "settings" in payload else None
     config = saved_config(run, path) if run else build(_settings_beside(path))
-    changes: dict[str, Any] = {"runtime.device": "cpu"}
-    if options.data:
-        roots = tuple(str(root) for root in options.data)
-        changes |= {"data.roots": roots, "data.geometry": None}
-    config = build(settings_of(config) | changes)
+    config = build(settings_of(config) | {"runtime.device": "cpu"} | _on(options.data))
     _check(config)
     torch.set_num_threads(config.runtime.threads)
     with tempfile.TemporaryDirectory() as temporary:

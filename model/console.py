@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -53,6 +53,26 @@ def read_settings(path: Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         kind = type(settings).__name__
         raise RequestError(f"{path}: given a {kind}, must be an object of settings by dotted path")
+    return settings
+
+
+def read_sets(given: Sequence[str]) -> dict[str, Any]:
+    """Read `path=value` pairs; a value that is no JSON is the word itself.
+
+    Raises:
+        RequestError: no path, or one given twice.
+    """
+    settings: dict[str, Any] = {}
+    for pair in given:
+        path, equals, value = pair.partition("=")
+        if not path or not equals:
+            raise RequestError(f"--set: given {pair!r}, must be path=value (null for none)")
+        if path in settings:
+            raise RequestError(f"--set: {path} is given twice")
+        try:
+            settings[path] = json.loads(value)
+        except ValueError:
+            settings[path] = value
     return settings
 
 

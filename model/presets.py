@@ -101,6 +101,33 @@ PRESETS: dict[str, dict[str, Any]] = {
         "optim.schedule": "cosine",
         "optim.lr_min": 1e-6,
     },
+    # the LaneLM that sees images held out best of all that were tried (RESULTS.md)
+    "best": {
+        **SELDOM,
+        **SIZES["lanelm_128"],
+        "data.train_images": 2000,
+        "data.val_images": 64,
+        "data.mirror": True,
+        "data.lane_order": "ego",
+        "visual.levels": "full",
+        "visual.fold": True,
+        "visual.norm": "standardize",
+        "visual.neck": 3,
+        "visual.position": "aligned",
+        "model.attention": "qk_norm",
+        "loss.y_weight": 0.0,
+        "loss.lane_map": 10.0,
+        "loss.start_weight": 3.0,
+        "exposure.hidden": 0.5,
+        "batch.images": 8,
+        "batch.shift": 1.5,
+        "decode.choice": "median",
+        "optim.steps": 6000,
+        "optim.lr": 1e-3,
+        "optim.schedule": "cosine",
+        "optim.lr_min": 1e-6,
+        "optim.warmup": 100,
+    },
 }
 """`preset`: whole starting points; settings given beside a preset win over it."""
 

@@ -129,6 +129,28 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
     return captured.err
 
 
+def test_without_a_config_the_best_preset_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = settings(optim__warmup=0, visual__fold=False)  # that preset folds a full pyramid
+    sets = [f"{path}={json.dumps(value)}" for path, value in given.items()]
+    assert command.main([word for pair in sets for word in ("--set", pair)]) == 0
+    out = tmp_path / "runs/model/best"
+    config = build(json.loads((out / "config.json").read_text()))
+    assert config == build({"preset": "best"} | given)
+    assert config != build(given)
+    assert json.loads((out / "result.json").read_text())["state"] == "done"
+
+
+def test_set_lies_over_the_config(tmp_path: Path) -> None:
+    config = write(tmp_path / "job.json", settings())
+    more = ["--set", "seed=3", "--set", "visual.norm=none"]  # a bare word is a word
+    assert command.main([str(config), "--out", str(tmp_path / "out"), *more]) == 0
+    trained = build(json.loads((tmp_path / "out/config.json").read_text()))
+    assert trained == build(settings(seed=3, visual__norm="none"))
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -156,7 +178,10 @@ def test_bad_requests_get_one_line(tmp_path: Path, capsys: pytest.CaptureFixture
     (tmp_path / "broken.json").write_text('{"seed": ')
     (tmp_path / "file").write_text("")
     for arguments, says in (
-        ([], "CONFIG.json"),
+        (["--set", "optim.lr"], "path=value"),
+        (["--set", "seed=1", "--set", "seed=2"], "given twice"),
+        (["--set", "optim.lrr=1"], "did you mean 'optim.lr'?"),
+        (["--data", str(tmp_path / "none")], str(tmp_path / "none")),
         ([str(tmp_path / "missing.json")], "No such file"),
         ([str(tmp_path / "broken.json")], "not JSON"),
         ([str(config), "--uot", "x"], "did you mean --out?"),
