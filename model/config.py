@@ -392,6 +392,12 @@ class DecodeConfig(Part):
         "*_processed",
     )
 
+    nms: Positive | None = Field(
+        default=None,
+        description="px; of lanes that lie nearer than this to each other (mean |dx| on common "
+        "rows) the longest stays, null: all stay; read apart, as *_processed",
+    )
+
     @model_validator(mode="after")
     def _check(self) -> DecodeConfig:
         if self.smooth % 2 == 0:

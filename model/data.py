@@ -209,4 +209,5 @@ def _require(name: str, asked: int | str, found: int, listings: Sequence[Listing
         f"{len({listing.key(line) for line in listing.lines})} in {listing.name}"
         for listing in listings
     )
-    raise DataError(f"data.{name}={asked}, but there are only {found}: {where}")
+    allowed = f"; allowed: up to {found}, or all" if found else ""
+    raise DataError(f"data.{name}={asked}, but there are only {found}: {where}{allowed}")

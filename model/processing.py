@@ -6,7 +6,7 @@ Lanes are x px at the rows, (..., T) in writing order, nan where there is no poi
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from model.config import DecodeConfig
 
@@ -17,15 +17,20 @@ _QUANTILE, _TIMES = 0.85, 2.0
 
 def processes(config: DecodeConfig) -> bool:
     """Say whether anything is done at all."""
-    return config.hallucination_removal or config.smooth > 1
+    return config.hallucination_removal or config.smooth > 1 or config.nms is not None
 
 
 def process(
-    lanes: Float[np.ndarray, "*lanes T"], config: DecodeConfig
-) -> Float[np.ndarray, "*lanes T"]:
-    """Do what `config` asks for, first the cut, then the smoothing; copies."""
-    done = [_process_lane(lane, config) for lane in lanes.reshape(-1, lanes.shape[-1])]
-    return np.array(done, dtype=lanes.dtype).reshape(lanes.shape)
+    lanes: Float[np.ndarray, "*images L T"], config: DecodeConfig
+) -> Float[np.ndarray, "*images L T"]:
+    """Do what `config` asks for: the cut, the smoothing, then suppression; copies."""
+    done = np.array(
+        [_process_lane(lane, config) for lane in lanes.reshape(-1, lanes.shape[-1])], lanes.dtype
+    )
+    if config.nms is not None:
+        for image in done.reshape(-1, *lanes.shape[-2:]):
+            image[repeated(image, config.nms)] = np.nan
+    return done.reshape(lanes.shape)
 
 
 def remove_hallucination(lane: Float[np.ndarray, " T"]) -> Float[np.ndarray, " T"]:
@@ -43,6 +48,25 @@ def remove_hallucination(lane: Float[np.ndarray, " T"]) -> Float[np.ndarray, " T
     if len(jumps):
         kept[points[jumps[0] + 1] :] = np.nan
     return kept
+
+
+def repeated(lanes: Float[np.ndarray, "L T"], nearer: float) -> Bool[np.ndarray, " L"]:
+    """Say which lanes of an image repeat another one (non-maximum suppression).
+
+    Lanes are written independently of each other, so that two ids may write one line. From the
+    longest to the shortest (of equal ones the first) a lane is kept unless its mean |dx| to a kept
+    one, on rows where both have a point, is under `nearer` px. A lane without a point repeats none.
+    """
+    again = np.zeros(len(lanes), dtype=bool)
+    kept: list[int] = []
+    for lane in np.argsort(-np.isfinite(lanes).sum(-1), kind="stable"):
+        apart = np.abs(lanes[lane] - lanes[kept])  # (kept, T)
+        common = np.isfinite(apart)
+        total = np.where(common, apart, 0.0).sum(-1)
+        again[lane] = (common.any(-1) & (total < nearer * common.sum(-1))).any()
+        if not again[lane]:
+            kept.append(int(lane))
+    return again
 
 
 def smooth(lane: Float[np.ndarray, " T"], window: int) -> Float[np.ndarray, " T"]:

@@ -9,7 +9,7 @@ import torch
 from model.config import DecodeConfig
 from model.lanelm import LaneLM
 from model.probe import readings
-from model.processing import process, processes, remove_hallucination, smooth
+from model.processing import process, processes, remove_hallucination, repeated, smooth
 from tests.model.small import CHANNELS, MemoryBank, config_with, split_of
 
 NAN = np.nan
@@ -81,10 +81,43 @@ def test_the_cut_comes_before_the_smoothing() -> None:
     assert np.nanmax(got) == pytest.approx(135.0)  # no point was drawn towards the jump
 
 
+def test_of_lanes_that_write_one_line_the_longest_stays() -> None:
+    long = lane_with_steps([5.0] * 9, before=1, after=0)
+    short = long + 20.0
+    short[:4] = NAN
+    far = long + 70.0
+    none = np.full_like(long, NAN)
+    assert repeated(np.stack([short, none, long, far]), 20.5).tolist() == [True, *[False] * 3]
+    assert (
+        repeated(np.stack([short, long, far]), 20.0).tolist() == [False] * 3
+    )  # nearer, not as near
+    assert repeated(np.stack([long, long]), 1.0).tolist() == [False, True]  # the first of equals
+    # the third is near the second alone, which is dropped: it stays
+    row = np.stack([long, long + 30.0, long + 60.0])
+    assert repeated(row, 40.0).tolist() == [False, True, False]
+
+
+def test_lanes_without_a_common_row_do_not_repeat_each_other() -> None:
+    upper, lower = np.full((2, 8), NAN)
+    upper[:4], lower[4:] = 100.0, 100.0
+    assert not repeated(np.stack([upper, lower]), 500.0).any()
+    assert not repeated(np.empty((0, 8)), 500.0).any()
+
+
+def test_suppression_knows_an_image_s_lanes_from_another_s() -> None:
+    lane = lane_with_steps([5.0] * 9)
+    images = np.stack([np.stack([lane, lane + 9.0]), np.stack([lane + 300.0, lane])])
+    got = process(images, DecodeConfig(nms=50.0))
+    assert np.isnan(got[0, 1]).all()
+    assert np.array_equal(got[0, 0], lane, equal_nan=True)
+    assert np.array_equal(got[1], images[1], equal_nan=True)
+    assert np.isfinite(images[0, 1]).any()  # a copy was changed
+
+
 def test_off_is_off() -> None:
     assert not processes(DecodeConfig())
     lane = lane_with_steps([5.0] * 7 + [90.0] + [5.0] * 8)
-    assert np.array_equal(process(lane, DecodeConfig()), lane, equal_nan=True)
+    assert np.array_equal(process(lane[None], DecodeConfig())[0], lane, equal_nan=True)
 
 
 def test_processed_lanes_are_read_apart_and_the_raw_readings_stay(memory_bank: MemoryBank) -> None:

@@ -267,6 +267,7 @@ CASES: dict[str, Case] = {
     "decode.choice": Case("point", decoded, {"optim.lr": 0.003}),
     "decode.hallucination_removal": Case(True, processed, TALL),
     "decode.smooth": Case(5, processed, TALL),
+    "decode.nms": Case(800.0, processed, TALL),  # one lane an image stays
     "evaluation.every": Case(2, of(lambda r: list(r.events.of("visual/std")), [0, 2, 4, 6, 8])),
     "evaluation.val_every": Case(
         4, of(lambda r: list(r.events.of("val/px_error")), [4, 8]), {"evaluation.every": 2}
