@@ -370,6 +370,11 @@ class BatchConfig(Part):
         description="std in P5 cells (32 px) of sideways shifts of an image's features and lanes, "
         "drawn anew whenever it is shown",
     )
+    shear: NonNegative = Field(
+        default=0.0,
+        description="std in P5 cells (32 px) of how far an image's bottom leans sideways, its top "
+        "staying, as from another place of the road; of features and lanes, drawn anew as well",
+    )
 
 
 class DecodeConfig(Part):

@@ -33,7 +33,7 @@ from model.optim import make_optimizer
 from model.outcome import Diverged, Enough, Log
 from model.passes import Known
 from model.probe import readings, tokenizer_floor
-from model.shift import Shift
+from model.shift import Shift, moves
 
 GROWTH = 10.0
 """A run has diverged when its running objective is this many times what uniform guessing costs, or
@@ -72,7 +72,7 @@ class Job:
             config.loss,
             config.seed,
             self.device,
-            Shift(config, self.material.train.scenes) if config.batch.shift else None,
+            Shift(config, self.material.train.scenes) if moves(config.batch) else None,
         )
         self._pending: list[tuple[int, float, float, Tensor]] = []
         self.known = Known()

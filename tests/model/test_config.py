@@ -138,6 +138,7 @@ def test_neutral_values_never_change() -> None:
         "exposure.maximum": 0.5, "exposure.passes": 2, "exposure.rollout_rows": 5,
         "exposure.input_noise": 0.0, "exposure.hidden": 0.0,
         "batch.images": 1, "batch.lanes": None, "batch.accumulate": 1, "batch.shift": 0.0,
+        "batch.shear": 0.0,
         "decode.ends": "x", "decode.nms": None,
         "decode.hallucination_removal": False, "decode.smooth": 1, "decode.choice": "token",
         "evaluation.every": 100, "evaluation.val_every": None, "evaluation.train_images": 16,

@@ -263,6 +263,7 @@ CASES: dict[str, Case] = {
     "batch.lanes": Case(3),
     "batch.accumulate": Case(2),
     "batch.shift": Case(2.0),
+    "batch.shear": Case(2.0),
     "decode.ends": Case("x_or_y", decoded, {"loss.y_weight": 0.9, "optim.lr": 0.003}),
     "decode.choice": Case("point", decoded, {"optim.lr": 0.003}),
     "decode.hallucination_removal": Case(True, processed, TALL),

@@ -1,4 +1,4 @@
-"""Sideways shifts: features and labels move together, by the same px."""
+"""Shifted and leaning images: features and labels move together, by the same px."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import torch
 
 from model.config import TrainConfig
 from model.material import Material, load_material
-from model.shift import FARTHEST, Shift, move
+from model.shift import FARTHEST, Shift, lean, move, moves
 from model.targets import Targets
+from model.tokenizer import row_positions
 from tests.model.tiny import tiny
 
 
@@ -62,6 +63,44 @@ def test_levels_and_lanes_move_by_the_same_px(config: TrainConfig, material: Mat
             assert len(found) == len(stays)  # nothing comes in from outside the image
             torch.testing.assert_close(found, stays, rtol=0, atol=1e-3)
     assert moved_ones > 6
+
+
+def test_the_bottom_leans_and_the_top_stays():
+    ramp = torch.arange(40.0).expand(2, 8, 40)  # each column says where it is
+    got = ramp - lean(ramp, 4.0)  # how far each place moved right
+    by_row = 4.0 * (torch.arange(8) + 0.5) / 8
+    torch.testing.assert_close(got[:, :, 4:], by_row.expand(2, 36, 8).mT, rtol=0, atol=1e-5)
+    assert lean(ramp, 4.0)[0, -1, 0] == 0  # the edge column is repeated
+    torch.testing.assert_close(lean(ramp.flip(-1), -4.0).flip(-1), lean(ramp, 4.0))
+    assert lean(ramp.to(torch.bfloat16), 4.0).dtype == torch.bfloat16
+    assert lean(ramp, 0.0) is ramp
+
+
+def test_levels_and_lanes_lean_by_the_same_px(material: Material):
+    config = tiny(batch__shear=1.0, data__train_images=6, data__max_lanes=4)
+    y = torch.as_tensor(row_positions(config.tokenizer, config.data.height))
+    for seed in range(3):
+        (p3, p5), (q3, q5), targets = shifted(config, material, seed)
+        leans = torch.randn(2, 6, generator=torch.Generator().manual_seed(seed))[1].tolist()
+        for image, cells in enumerate(leans):
+            torch.testing.assert_close(q5[image], lean(p5[image], cells))
+            torch.testing.assert_close(q3[image], lean(p3[image], 4 * cells))
+            was, now = material.train.targets.x[image], targets.x[image]
+            expected = was + 32 * cells * (y / config.data.height)
+            for row in range(len(y)):
+                stays = expected[:, row][(expected[:, row] >= 0) & (expected[:, row] < 160)]
+                found = now[:, row][now[:, row].isfinite()]
+                torch.testing.assert_close(
+                    found.sort().values, stays.sort().values, rtol=0, atol=1e-3, check_dtype=False
+                )
+    assert max(map(abs, leans)) > 0.5
+
+
+def test_who_moves_images():
+    assert [moves(tiny(**{f"batch__{name}": 1.0}).batch) for name in ("shift", "shear")] == [
+        True
+    ] * 2
+    assert not moves(tiny().batch)
 
 
 def test_the_same_stream_shifts_alike_and_none_goes_too_far(
