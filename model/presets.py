@@ -121,7 +121,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "exposure.hidden": 0.5,
         "batch.images": 8,
         "batch.shift": 1.5,
-        "batch.shear": 2.0,
         "decode.choice": "median",
         "decode.nms": 50.0,
         "optim.steps": 6000,
