@@ -138,7 +138,9 @@ class LaneLMCore:
 
         shape = tuple(shape_of(config).items())
         shape = self._shapes.setdefault(shape, shape)  # one for ten thousand jobs
-        return Workload(shape, config.optim.steps, evaluations(config), config.runtime.device)
+        images = config.batch.images * config.batch.accumulate
+        device = config.runtime.device
+        return Workload(shape, config.optim.steps, evaluations(config), device, images)
 
     def probe(self, settings: Settings, cache: Path) -> Cost | None:
         from model.cost import measure

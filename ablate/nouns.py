@@ -265,6 +265,8 @@ class Workload:
     evaluations: int = 0
     device: str = "cpu"
     """Where its workers compute: cpu, cuda (any GPU) or cuda:N."""
+    images: int = 1
+    """That a step computes, where the core can say; orders jobs that nothing has timed yet."""
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,15 @@ from ablate.nouns import Criterion, Job, Result
 Shape = tuple[Any, ...]
 
 FIXED_TOKENS = 500
-"""What a step costs beside its visual tokens, in tokens: 64 ms at 250 and 460 ms at 5,250 visual
-tokens lie on a line that meets zero near -500."""
+"""What an image of a step costs beside its visual tokens, in tokens: 64 ms at 250 and 460 ms at
+5,250 visual tokens lie on a line that meets zero near -500."""
 
 
 def effort(job: Job) -> float:
-    """How long a job takes beside others, without a unit: tokens x parameters x steps."""
+    """How long a job takes beside others, without a unit: images x tokens x parameters x steps."""
     tokens = job.size.get("visual_tokens", 0.0) + FIXED_TOKENS
-    return tokens * max(job.size.get("parameters", 1.0), 1.0) * steps_of(job)
+    images = job.workload.images
+    return images * tokens * max(job.size.get("parameters", 1.0), 1.0) * steps_of(job)
 
 
 def steps_of(job: Job) -> int:

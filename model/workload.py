@@ -14,6 +14,7 @@ FREE = frozenset(
         *("visual.scale", "model.temperature", "model.x_scale", "model.lane_scale"),
         *("loss.y_weight", "loss.y_threshold", "loss.y_patience", "loss.y_first", "loss.y_hold"),
         *("loss.y_ramp", "loss.ends_weight", "loss.label_smoothing"),
+        *("loss.start_weight", "decode.nms"),
         *("optim.lr", "optim.lr_min", "optim.schedule", "optim.warmup", "optim.clip"),
         *("optim.weight_decay", "optim.beta1", "optim.beta2", "optim.steps"),
         *("evaluation.every", "evaluation.val_every"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -17,7 +18,7 @@ from ablate.display import (
     make_display,
     screen,
 )
-from ablate.nouns import Condition, Criterion, Job, Result
+from ablate.nouns import Condition, Criterion, Job, Result, Workload
 from ablate.progress import Progress, duration, effort
 from tests.ablate.toys import toy_job
 
@@ -81,6 +82,12 @@ def test_time_left_from_jobs_of_like_shape() -> None:
     assert state.seconds_left(14.0) == pytest.approx(6 + 70)
     state.stopping = True
     assert state.seconds_left(14.0) == pytest.approx(6)
+
+
+def test_many_images_a_step_take_longer_than_one() -> None:
+    batched = replace(job("a"), workload=Workload(images=8))
+    assert effort(batched) == 8 * effort(job("b"))
+    assert effort(batched) > effort(job("c", tokens=5250))  # it starts first
 
 
 def test_a_resumed_job_is_timed_by_its_own_steps() -> None:
