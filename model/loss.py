@@ -2,7 +2,8 @@
 
 A step of a lane counts 1 where there is a point (`start_weight` where it is the first),
 `ends_weight` where there is none but decoding still asks (leading blanks, the first EOS, the blanks
-of an absent lane), and 0 after its EOS. With `ends: ignored` only points count.
+of an absent lane), and 0 after its EOS. With `ends: ignored` only points count. The lane map's loss
+(`loss.lane_map`) is minimised beside this objective and is in no reading of it.
 """
 
 from __future__ import annotations
