@@ -59,7 +59,8 @@ class DataConfig(Part):
     lane_order: Literal["left_to_right", "ego", "label"] = Field(
         default="left_to_right",
         description="what a lane id means; ego: the same order, about the middle of the image (the "
-        "two middle ids are the lines beside the camera where there is room); label: order in the label file (legacy)",
+        "two middle ids are the lines beside the camera where there is room); label: order in the "
+        "label file (legacy)",
     )
     above_crop: Literal["cut", "clip"] = Field(
         default="cut", description="points above the crop: cut, or clipped onto its edge (legacy)"
