@@ -118,6 +118,8 @@ def forest(effects: Sequence[Effect], title: str) -> str:
             subs = (1.0,) if high > 200 * low else (1.0, 2.0, 5.0)
             _log_axis(axes.xaxis, axes.set_xscale, "x{x:g}", subs)
             axes.set_xlim(low, high)
+        else:
+            axes.locator_params(axis="x", nbins=5)  # room for numbers of many digits
         axes.set_yticks(
             range(len(shown)), [wording.cut(f"{e.factor}: {e.level}", 40) for e in shown]
         )

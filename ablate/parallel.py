@@ -44,6 +44,8 @@ class Axis:
     low: float = 0.0
     high: float = 1.0
     log: bool = False
+    above: bool = False
+    """Whether its criterion asks for more, not less."""
 
 
 def axes_of(ranking: Ranking) -> list[Axis]:
@@ -62,7 +64,7 @@ def axes_of(ranking: Ranking) -> list[Axis]:
             if read.verdict != "not testable" and read.readings[0].value is not None:
                 values[arm.arm] = read.readings[0].value.mean
         first = criterion.readings[0]
-        axes += _of_numbers(first.metric, values, first.threshold)
+        axes += _of_numbers(first.metric, values, first.threshold, first.above)
     costs = {arm.arm: arm.metrics[COST].mean for arm in arms if COST in arm.metrics}
     return [*axes, *_of_numbers(COST, costs, None)]
 
@@ -93,7 +95,9 @@ def _of_levels(factor: str, levels: Sequence[str], arms: Sequence[RankedArm]) ->
     return Axis(factor, ticks, {arm.arm: place[arm.levels[factor]] for arm in arms}, True)
 
 
-def _of_numbers(metric: str, values: Mapping[str, float], threshold: float | None) -> list[Axis]:
+def _of_numbers(
+    metric: str, values: Mapping[str, float], threshold: float | None, above: bool = False
+) -> list[Axis]:
     """An axis from the least to the greatest value; none where they do not differ."""
     low, high = min(values.values(), default=0.0), max(values.values(), default=0.0)
     if not low < high:
@@ -108,7 +112,7 @@ def _of_numbers(metric: str, values: Mapping[str, float], threshold: float | Non
     ticks = tuple((place(v), wording.number(v, 2)) for v in (low, middle, high))
     limit = place(threshold) if threshold is not None and low <= threshold <= high else None
     places = {arm: place(value) for arm, value in values.items()}
-    return [Axis(wording.name(metric), ticks, places, False, limit, low, high, log)]
+    return [Axis(wording.name(metric), ticks, places, False, limit, low, high, log, above)]
 
 
 def _step(axes: Sequence[Axis]) -> int:

@@ -47,8 +47,10 @@
       );
       control.value = inside.length === 1 ? inside[0].value : "";
     } else {
-      control.value = range ? Math.round(100 * range[1]) : 100;
-      control.nextElementSibling.value = range ? valueAt(control, range[1]) : "any";
+      const above = control.dataset.above === "1"; // more is better: what is kept has at least this
+      const limit = range ? range[above ? 0 : 1] : above ? 0 : 1;
+      control.value = Math.round(100 * limit);
+      control.nextElementSibling.value = range ? valueAt(control, limit) : "any";
     }
     const brush = svg.querySelector(`[data-axis="${axis}"] .brush`);
     brush.setAttribute("y", range ? top + height * (1 - range[1]) - 2 : top);
@@ -66,6 +68,7 @@
     control.addEventListener("input", () => {
       const place = Number(control.value);
       if (control.tagName === "SELECT") choose(axis, control.value === "" ? null : [place, place]);
+      else if (control.dataset.above === "1") choose(axis, place <= 0 ? null : [place / 100, 1]);
       else choose(axis, place >= 100 ? null : [0, place / 100]);
     });
     const hit = svg.querySelector(`[data-axis="${axis}"] .hit`);

@@ -16,7 +16,7 @@ import pytest
 
 from ablate import charts, wording
 from ablate.gallery import embed, over_steps
-from ablate.nouns import Design, Plan, Study
+from ablate.nouns import Condition, Criterion, Design, Plan, Study
 from ablate.parallel import axes_of, parallel_coordinates
 from ablate.rank import judge, rank
 from ablate.report import _arms_shown, render_markdown, render_report
@@ -127,6 +127,17 @@ def test_a_line_is_broken_where_a_reading_is_void(tmp_path):
     (at,) = re.findall(r'class="arm base" data-arm="[^"]*" data-at="([^"]*)"', text)
     assert at.split()[5:7] == ["-", "-"]
     assert parallel_coordinates(rank(study, plan.jobs, {}), []) == ""
+
+
+def test_of_a_reading_that_should_be_great_the_least_is_chosen():
+    wanted = Criterion("far", (Condition("final/px_error", 5.0, above=True),))
+    study = replace(synthetic.study(), criteria=(wanted,))
+    plan = synthetic.plan(study)
+    axes = axes_of(rank(study, plan.jobs, synthetic.results(plan)))
+    assert {axis.name: axis.above for axis in axes if not axis.levels} == {
+        "px error": True,
+        "seconds": False,
+    }
 
 
 def test_everything_is_escaped(both, page):
