@@ -64,7 +64,8 @@ def measure(config: TrainConfig, cache: Path) -> Cost:
 
 def _few(config: TrainConfig) -> dict[str, Any]:
     """Say which settings the short job has otherwise, but for its steps."""
-    splits, batch = make_splits(config.data), config.batch
+    # `data.train_images` counts the images themselves, not their mirror images
+    splits, batch = make_splits(config.data.model_copy(update={"mirror": False})), config.batch
     wanted = max(TRAINED, batch.images * batch.accumulate)
     return {
         "data.train_images": min(wanted, len(splits.train)),

@@ -94,8 +94,13 @@ def test_readings_are_scaled_by_the_images_left_out(
     assert many.evaluation_seconds == pytest.approx(7.5 * few.evaluation_seconds)
 
 
-def test_all_images_of_a_small_root_are_fewer_than_a_short_job_asks_for(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mirror", [False, True])
+def test_all_images_of_a_small_root_are_fewer_than_a_short_job_asks_for(
+    tmp_path: Path, mirror: bool
+) -> None:
+    """Mirror images, of which there are as many again, are none of them."""
     root = make_culane_root(tmp_path / "root", n_train=3, n_test=2)
     images = dict.fromkeys(("data__train_images", "data__test_images"), "all")
-    found = measure(tiny(data__roots=[str(root)], data__val_images=0, **images), tmp_path / "cache")
+    whole = tiny(data__roots=[str(root)], data__val_images=0, data__mirror=mirror, **images)
+    found = measure(whole, tmp_path / "cache")
     assert found.step_seconds > 0
