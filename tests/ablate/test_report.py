@@ -317,6 +317,36 @@ def test_in_a_browser_wide_and_narrow(both, browser, tmp_path):
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 
+@pytest.mark.browser
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_in_a_browser_with_many_criteria_some_of_them_from_below(tmp_path, browser):
+    from selenium.webdriver import Keys
+
+    more = (
+        Criterion("far", (Condition("final/px_error", 5.0, above=True),)),
+        *(Criterion(f"once more, {n}", (Condition("final/loss", 0.1),)) for n in range(5)),
+    )
+    study = synthetic.study()
+    study = replace(study, criteria=(*study.criteria, *more))
+    path = tmp_path / "report.html"
+    path.write_text(reported(tmp_path / "runs", study)[0])
+    browser.get(path.as_uri())
+    wide = "const t = document.querySelector('#ranking .scroll');"
+    assert browser.execute_script(f"{wide} return t.scrollWidth > t.clientWidth")
+    fits = "return document.documentElement.scrollWidth <= window.innerWidth"
+    assert browser.execute_script(fits)  # the table scrolls, the page does not
+    kept = "return [...document.querySelectorAll('#parallel .arm:not(.out)')].length"
+    everyone = browser.execute_script(kept)
+    sliders = browser.find_elements("css selector", "#brushes input")
+    (least,) = [slider for slider in sliders if slider.get_attribute("data-above") == "1"]
+    assert "at least" in least.find_element("xpath", "..").text
+    least.send_keys(Keys.END)  # all but the greatest go
+    assert 0 < browser.execute_script(kept) < everyone
+    least.send_keys(Keys.HOME)  # any
+    assert browser.execute_script(kept) == everyone
+
+
 def brush(browser: Any) -> None:
     """Keep lines by the controls (keyboard), then by dragging, then free them all."""
     from selenium.webdriver import ActionChains, Keys
