@@ -266,5 +266,5 @@ def _svg(figure: Any, label: str) -> str:
 
 def threshold_of(metric: str, conditions: Sequence[tuple[str, float]]) -> float | None:
     """The threshold of the criterion that reads a metric, by its last name."""
-    names = {wording.name(name): value for name, value in conditions}
-    return names.get(wording.name(metric))
+    names = {name.rsplit("/", 1)[-1]: value for name, value in conditions}
+    return names.get(metric.rsplit("/", 1)[-1])

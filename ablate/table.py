@@ -100,9 +100,10 @@ def _effects_table(
     kind: str, effects: Sequence[Effect], rows: Mapping[tuple[str, str], Mapping[str, Effect]]
 ) -> Table:
     metrics = list(dict.fromkeys(effect.metric for effect in effects))
-    first = ("px error", "loss", "uniformity")
-    shown = [m for m in metrics if wording.name(m) in first]
-    shown = sorted(shown, key=lambda m: first.index(wording.name(m))) or metrics[:3]
+    order = {"px_error": 0, "loss": 1, "uniformity": 2}
+    last = {metric: metric.rsplit("/", 1)[-1] for metric in metrics}
+    shown = [metric for metric in metrics if last[metric] in order]
+    shown = sorted(shown, key=lambda metric: order[last[metric]]) or metrics[:3]
     table = Table(box=None, pad_edge=False)
     table.add_column("factor")
     table.add_column("change", overflow="fold")

@@ -26,6 +26,8 @@ VERBS: dict[Verdict, str] = {
     "failed": "misses",
     "not testable": "leaves open",
 }
+BARE = ("final", "train", "cost")
+"""Prefixes of readings that go without: what was fitted, and what it took."""
 NAMED = 4
 """Configurations that a sentence names before it counts the rest."""
 LEGEND = (
@@ -73,8 +75,13 @@ def cut(text: str, most: int) -> str:
 
 
 def name(metric: str) -> str:
-    """A metric as people say it: `final/px_error` is `px error`."""
-    return metric.rsplit("/", 1)[-1].replace("_", " ")
+    """A metric as people say it; its prefix is said where it tells which images were read.
+
+    >>> name("final/px_error"), name("test/px_error")
+    ('px error', 'test px error')
+    """
+    prefix, slash, rest = metric.partition("/")
+    return (rest if slash and prefix in BARE else f"{prefix} {rest}").replace("_", " ").strip()
 
 
 def criterion_title(criterion: CriterionReading) -> str:

@@ -13,9 +13,10 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from ablate import wording
 from ablate.shipped import LEVEL
 from ablate.stats import t_interval
-from studies.shipped_tables import ROOT, said, shipped
+from studies.shipped_tables import ROOT, shipped
 
 FOLDER = ROOT / "docs" / "results"
 COLORS = ("#2f7fd6", "#d97706", "#3f9b5b", "#9b4fb0", "#8a8f98")
@@ -70,7 +71,7 @@ def arms(file: Path, name: str, metric: str, text: str = "") -> None:
                 panel.axvline(reference[metric].mean(), color=COLORS[1], ls=":", label=label)
                 panel.legend(frameon=False, fontsize=7, loc="lower right")
             panel.set_yticks(range(len(order)), order)
-            panel.set_xlabel(said(metric))
+            panel.set_xlabel(wording.name(metric))
             panel.set_title(title, loc="left")
             scale(panel.xaxis, panel.set_xscale, frame[metric])
         drawn.savefig(file, dpi=130)
@@ -109,7 +110,7 @@ def curves(file: Path, name: str, along: str, by: str, *metrics: str) -> None:
             panel.xaxis.set_minor_formatter(NullFormatter())
             panel.tick_params(axis="x", which="minor", bottom=False)
             panel.set_xlabel(along)
-            panel.set_title(said(metric), loc="left")
+            panel.set_title(wording.name(metric), loc="left")
             scale(panel.yaxis, panel.set_yscale, frame[metric])
         panels[-1].legend(
             frameon=False, fontsize=8, title=by, loc="center left", bbox_to_anchor=(1, 0.5)
@@ -133,9 +134,9 @@ def points(file: Path, name: str, by: str, outcome: str, *metrics: str) -> None:
             for place, (level, jobs) in enumerate(frame.groupby(LEVEL + by, sort=False)):
                 color = COLORS[place % len(COLORS)]
                 panel.plot(jobs[metric], jobs[outcome], "o", color=color, ms=4, label=str(level))
-            panel.set_xlabel(said(metric))
+            panel.set_xlabel(wording.name(metric))
             scale(panel.xaxis, panel.set_xscale, frame[metric])
-        panels[0].set_ylabel(said(outcome))
+        panels[0].set_ylabel(wording.name(outcome))
         scale(panels[0].yaxis, panels[0].set_yscale, frame[outcome])
         panels[-1].legend(
             frameon=False, fontsize=8, title=by, loc="center left", bbox_to_anchor=(1, 0.5)

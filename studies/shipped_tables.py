@@ -17,7 +17,7 @@ from ablate.core import load_core
 from ablate.nouns import Options, Plan, Result, Study
 from ablate.rank import Ranking
 from ablate.shipped import LEVEL, from_table
-from ablate.stats import Effect, t_interval
+from ablate.stats import CONFIDENCE, Effect, t_interval
 from ablate.study import load_study
 
 ROOT = Path(__file__).parents[1]
@@ -81,7 +81,8 @@ def ranking(name: str, *metrics: str) -> str:
     """Every arm in order with its criteria; further readings as means with half the interval."""
     own = shipped(name)
     first = own.ranking.arms[0].criteria
-    head = ["#", "arm", *(wording.name(c.name) for c in first), *map(said, metrics), "notes"]
+    read = [criterion.name for criterion in first] + list(metrics)
+    head = ["#", "arm", *map(wording.name, read), "notes"]
     rows = []
     for arm in own.ranking.arms:
         cells = [wording.criterion_cell(criterion) for criterion in arm.criteria]
@@ -107,7 +108,7 @@ def effects(name: str, kind: str, *metrics: str) -> str:
         notes |= {own[metric].note for metric in metrics if metric in own and own[metric].note}
         rows.append([change, *cells])
     below = "; ".join(["\\* clear after Holm's correction", *(f"† {n}" for n in sorted(notes))])
-    return f"{table(['change', *map(said, metrics)], rows)}\n{below}.\n"
+    return f"{table(['change', *map(wording.name, metrics)], rows)}\n{below}.\n"
 
 
 def amount(effect: Effect) -> str:
@@ -122,7 +123,7 @@ def means(name: str, by: str, *metrics: str) -> str:
     rows = []
     for levels, jobs in frame.groupby([LEVEL + f for f in factors], sort=False):
         rows.append([*map(str, levels), *(mean(jobs, metric) for metric in metrics)])
-    return table([*factors, *map(said, metrics)], rows)
+    return table([*factors, *map(wording.name, metrics)], rows)
 
 
 def predictors(name: str, outcome: str, *metrics: str) -> str:
@@ -130,15 +131,28 @@ def predictors(name: str, outcome: str, *metrics: str) -> str:
     frame = shipped(name).frame
     rows = []
     for metric in metrics:
+        said = wording.name(metric)
         known = frame[[metric, outcome]].dropna()
         if len(known) < 4 or known[metric].nunique() < 2:
-            rows.append([said(metric), "not testable", str(len(known))])
+            rows.append([said, "not testable", str(len(known))])
             continue
         rho, p = scipy_stats.spearmanr(known[metric], known[outcome])
         low, high = fisher(float(rho), len(known))
         star = "*" if p < 0.05 / len(metrics) else ""
-        rows.append([said(metric), f"{rho:+.2f} [{low:+.2f}, {high:+.2f}]{star}", str(len(known))])
-    return table(["reading", f"rank correlation with {said(outcome)}", "jobs"], rows)
+        rows.append([said, f"{rho:+.2f} [{low:+.2f}, {high:+.2f}]{star}", str(len(known))])
+    return table(["reading", f"rank correlation with {wording.name(outcome)}", "jobs"], rows)
+
+
+def variance(name: str, *metrics: str) -> str:
+    """Shares of the variance by factor and pair of factors, over the whole grid."""
+    by_term: dict[str, dict[str, str]] = {}
+    for term in shipped(name).ranking.variance:
+        clear = "\\*" if term.p_holm is not None and term.p_holm < 1 - CONFIDENCE else ""
+        said = " or ".join((term.term, *term.aliases))
+        by_term.setdefault(said, {})[term.metric] = f"{100 * term.share:.1f} %{clear}"
+    rows = [[said, *(own.get(m, "-") for m in metrics)] for said, own in by_term.items()]
+    head = ["term", *map(wording.name, metrics)]
+    return f"{table(head, rows)}\n\\* clear after Holm's correction.\n"
 
 
 def fisher(rho: float, n: int) -> tuple[float, float]:
@@ -165,15 +179,10 @@ def mean(jobs: pd.DataFrame, metric: str) -> str:
     return text if len(known) == len(jobs) else f"{text} ({len(known)}/{len(jobs)})"
 
 
-def said(metric: str) -> str:
-    """A reading with its prefix, which tells the images: `best/px_error` is `best px error`."""
-    prefix, _, rest = metric.partition("/")
-    return f"{'' if prefix == 'final' else prefix + ' '}{rest.replace('_', ' ')}"
-
-
 KINDS: dict[str, Callable[..., str]] = {
     "ranking": ranking,
     "effects": effects,
     "means": means,
     "predictors": predictors,
+    "variance": variance,
 }

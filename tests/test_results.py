@@ -45,6 +45,14 @@ def test_figures_are_drawn(tmp_path: Path) -> None:
             assert min(image.size) > 100
 
 
+def test_shares_of_a_balanced_design_add_up() -> None:
+    rows = shipped_tables.variance("strategy3", "final/loss").splitlines()[2:]
+    shares = {row.split("|")[1].strip(): row.split("|")[2] for row in rows if row.startswith("|")}
+    assert "tokenizer x positions" in shares
+    values = [float(share.partition("%")[0]) for share in shares.values()]
+    assert sum(values) == pytest.approx(100, abs=0.05 * len(values))  # each is rounded
+
+
 def test_interval_of_a_rank_correlation() -> None:
     low, high = shipped_tables.fisher(0.0, 103)
     assert high == -low == pytest.approx(math.tanh(1.959964 / 10))
