@@ -127,8 +127,15 @@ def means(name: str, by: str, *metrics: str) -> str:
 
 
 def predictors(name: str, outcome: str, *metrics: str) -> str:
-    """How well each reading orders the jobs as an outcome does: Spearman's rank correlation."""
+    """How well each reading orders the jobs as an outcome does: Spearman's rank correlation.
+
+    Jobs may be restricted to a level of a factor: `images=2000` among the metrics.
+    """
     frame = shipped(name).frame
+    for chosen in [metric for metric in metrics if "=" in metric]:
+        factor, _, level = chosen.partition("=")
+        frame = frame[frame[LEVEL + factor] == level]
+    metrics = tuple(metric for metric in metrics if "=" not in metric)
     rows = []
     for metric in metrics:
         said = wording.name(metric)
