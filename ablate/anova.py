@@ -55,6 +55,8 @@ class Fit:
     scale: Scale
     aliases: dict[str, tuple[str, ...]]
     """Term as people read it -> pairs that cannot be told from it."""
+    torn: tuple[tuple[str, str], ...] = ()
+    """Pairs of factors with too few combinations to be fitted: the model takes them to add up."""
 
     @property
     def noiseless(self) -> bool:
@@ -92,17 +94,16 @@ def fit(frame: pd.DataFrame, factors: Sequence[str], metric: str) -> Fit | None:
     mains = {f"C({column}, Sum)": name for name, column in columns.items()}
     if data["seed"].nunique() > 1:
         mains["C(seed, Sum)"] = "seed"
-    pairs = {
-        f"C({columns[a]}, Sum):C({columns[b]}, Sum)": f"{a} x {b}"
-        for a, b in itertools.combinations(varying, 2)
-    }
+    both = {f"{a} x {b}": (a, b) for a, b in itertools.combinations(varying, 2)}
+    pairs = {f"C({columns[a]}, Sum):C({columns[b]}, Sum)": pair for pair, (a, b) in both.items()}
     rows = tuple(data.drop(columns="y").itertuples(index=False, name=None))
     for fit_pairs in (True, False):
-        own, aliases = told_apart(rows, tuple(mains.items()), tuple(pairs.items()), fit_pairs)
+        own, aliases, torn = told_apart(rows, tuple(mains.items()), tuple(pairs.items()), fit_pairs)
         model = OLS.from_formula("y ~ " + " + ".join(own), data)
         exog = np.asarray(model.exog)
         if len(data) > exog.shape[1] == np.linalg.matrix_rank(exog):
-            return Fit(model.fit(method="qr"), columns, own, data, scale, aliases)
+            fitted = model.fit(method="qr")
+            return Fit(fitted, columns, own, data, scale, aliases, tuple(both[p] for p in torn))
     return None
 
 
@@ -112,11 +113,12 @@ def told_apart(
     mains: tuple[tuple[str, str], ...],
     pairs: tuple[tuple[str, str], ...],
     fit_pairs: bool,
-) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
-    """The terms that these jobs can tell apart, and which pairs are aliased with which term.
+) -> tuple[dict[str, str], dict[str, tuple[str, ...]], tuple[str, ...]]:
+    """The terms that these jobs can tell apart, which pairs are aliased with which, which are torn.
 
     A pair whose columns are combinations of those of earlier terms is left out and named as the
-    alias of the terms it is made of: in a fraction of a grid, or where jobs were lost.
+    alias of the terms it is made of: in a fraction of a grid, or where jobs were lost. A pair of
+    which only some columns are new is torn: some of its combinations of levels have no job.
 
     Args:
         rows: levels f0, f1, ... and the seed of each job.
@@ -133,6 +135,7 @@ def told_apart(
     whole, slices = np.asarray(matrix), matrix.design_info.term_name_slices
     kept, blocks = dict(mains), {name: whole[:, slices[name]] for name, _ in mains}
     aliases: dict[str, tuple[str, ...]] = {}
+    torn: list[str] = []
     for name, pair in pairs:
         own = whole[:, slices[name]]
         before = np.hstack([whole[:, :1], *blocks.values()])
@@ -141,6 +144,8 @@ def told_apart(
         if np.abs(new).max() > 1e-8:
             if fit_pairs and np.linalg.matrix_rank(new) == own.shape[1]:
                 kept[name], blocks[name] = pair, own
+            elif fit_pairs:
+                torn.append(pair)
             continue
         start = 1
         for term, block in blocks.items():
@@ -148,7 +153,7 @@ def told_apart(
             start += block.shape[1]
             if size > 1e-8:
                 aliases[kept[term]] = (*aliases.get(kept[term], ()), pair)
-    return kept, aliases
+    return kept, aliases, tuple(torn)
 
 
 def variance(

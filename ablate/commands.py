@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -167,7 +168,9 @@ def run(
         display.close()
         if made:  # also when what follows the ranking failed
             console().print(answer(made[0]))
-    for line in farewell(asked, summary):
+    where = ["--engine", engine] if engine != "pool" else []
+    where += [word for one in resources or () for word in ("--resource", one)]
+    for line in farewell(asked, summary, where):
         console().print(line, soft_wrap=True)
     if summary.interrupted:
         raise typer.Exit(STOPPED)
@@ -182,9 +185,15 @@ def _recorder(asked: Request) -> Any:
     return Recorder(asked.ledger.out, asked.study)
 
 
-def farewell(asked: Request, summary: RunSummary) -> list[str]:
-    """What remains, where everything is, and how to look at it."""
-    again = f"ablate run {arguments(asked)}"
+def farewell(asked: Request, summary: RunSummary, where: Sequence[str] = ()) -> list[str]:
+    """What remains, where everything is, and how to look at it.
+
+    Args:
+        asked: the request that ran.
+        summary: how it went.
+        where: the words that say on which engine: jobs may still be with it.
+    """
+    again = " ".join(filter(None, [f"ablate run {arguments(asked)}", shlex.join(where)]))
     lines = []
     if summary.interrupted:
         ended = len(summary.results)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ablate.nouns import UNSEARCHED, Gate, Job, Result, Study
-from ablate.stats import FACTOR, Effect, contrasts, job_frame, path_effects
+from ablate.stats import FACTOR, JOB, Effect, contrasts, job_frame, path_effects
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,9 +104,14 @@ def best_levels(study: Study) -> dict[str, str]:
 
 
 def void_metrics(study: Study, gates: Iterable[Gate]) -> set[str]:
-    """The metrics of the criteria that a job's failed gates void, by name or as the criterion's."""
+    """The metrics that a job's failed gates void, of those that the study goes by.
+
+    Metrics of criteria, by name or as the criterion's, and what its designs name as their reading.
+    """
     failed = {name for gate in gates if gate.verdict == "failed" for name in gate.voids}
-    return {k.metric for c in study.criteria for k in c.conditions if {c.name, k.metric} & failed}
+    void = {k.metric for c in study.criteria for k in c.conditions if {c.name, k.metric} & failed}
+    named = [d.options.get("objective") or d.options.get("reading") for d in study.designs]
+    return void | (failed & {name for one in named for name in one or ()})
 
 
 def _crossed(study: Study, frame: pd.DataFrame) -> tuple[list[str], dict[str, str], pd.DataFrame]:
@@ -114,7 +119,9 @@ def _crossed(study: Study, frame: pd.DataFrame) -> tuple[list[str], dict[str, st
 
     It is of the factors that a design crosses. What differs from the base in another (a baseline
     that a list names) is left out: its one combination would make the averages of all unknowable.
-    Factors that vary together are one.
+    Points of a search at other values of its ranges are left out too. Factors that vary together
+    are one. A job that is several arms' (levels that come to the same settings) counts once: the
+    same run again is no replicate.
     """
     start = study.base_levels
     axes = [[f.name] for f in study.factors if not any(f.name in g for g in study.zipped)]
@@ -123,7 +130,9 @@ def _crossed(study: Study, frame: pd.DataFrame) -> tuple[list[str], dict[str, st
     varied = [axis for axis in axes if any(not own or own & set(axis) for own in asked)]
     for factor in {f.name for f in study.factors}.difference(*varied):
         frame = frame[frame[FACTOR + factor] == start[factor]]
-    frame = frame.copy()
+    for path in study.ranges:
+        frame = frame[frame[FACTOR + path] == UNSEARCHED]
+    frame = frame.drop_duplicates(JOB)
     for group in (axis for axis in varied if len(axis) > 1):
         name = "+".join(group)
         frame[FACTOR + name] = frame[[FACTOR + f for f in group]].agg("+".join, axis=1)

@@ -194,7 +194,7 @@ class Dispatcher:
             followed.attempt += 1
             self.waiting.append(followed)
             return None
-        if unread:
+        if unread or outcome.kind == "busy":  # the other that trains it writes its result
             self._lose(job, f"{error}; a later run takes it, or makes it again")
             return None
         return self._keep(followed, self.worker.result(followed.task, "failed", {}, error))

@@ -173,6 +173,10 @@ def main_effects(
             contrast = mean[column, level] - mean[column, against]
             tested: dict[str, Any] = _tested(fitted, contrast)
             notes = [f"cannot be told from {', '.join(aliases)}"] if aliases else []
+            others = [other for pair in fitted.torn if factor in pair for other in pair]
+            if others := [other for other in others if other != factor]:
+                said = " and ".join(others)
+                notes.append(f"some combinations with {said} have no job: taken not to interact")
             if fitted.noiseless:
                 moves = fitted.moves(contrast)
                 tested["p"] = None if moves else 1.0

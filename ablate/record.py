@@ -10,7 +10,7 @@ import json
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,7 @@ class Recorder:
 
     def job_finished(self, job: Job, result: Result, folder: Path) -> None:
         """Write all that is known of an ended job, unless it is there already."""
-        digest = runs.recorded_digest(result)
+        digest = self._digest(job, result)
         if self._recorded.get(job.id, ("", ""))[1] == digest:
             return
         events = list(self._ledger.events(job.id))
@@ -185,7 +185,12 @@ class Recorder:
         """Whether the job ended, and was written whole, before this call of it was read."""
         result = self._ledger.result(job.id)
         known = self._recorded.get(job.id, ("", ""))[1]
-        return result is not None and known == runs.recorded_digest(result)
+        return result is not None and known == self._digest(job, result)
+
+    def _digest(self, job: Job, result: Result) -> str:
+        """Of all that the job's run shows: names that a study changes too."""
+        shown = runs.tags_of(self.study, job, result), runs.params_of(self.study, job)
+        return runs.recorded_digest([asdict(result), *shown])
 
     @property
     def _ledger_name(self) -> str:

@@ -14,7 +14,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -116,8 +116,7 @@ def description(study: Study, ranking: Ranking) -> str:
 
 def recorded_digest(value: Any) -> str:
     """Digest of what a run shows."""
-    form = asdict(value) if isinstance(value, Result) else value
-    return hashlib.sha256(json.dumps(form, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def history(events: Iterable[Mapping[str, Any]]) -> Iterator[Point]:

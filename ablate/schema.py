@@ -172,7 +172,10 @@ def _option(option: str, value: Entry, levels: Levels) -> Any:
 def read_objective(entry: Entry) -> dict[str, Direction]:
     """The name of a reading, where less is better, or {reading: minimize or maximize}."""
     if not entry.is_mapping():
-        return {entry.text(): "minimize"}
+        name = entry.text()
+        if MORE_IS_BETTER.search(name):
+            raise entry.error(f"more {name} is better: write {{{name}: maximize}} (or minimize)")
+        return {name: "minimize"}
     named = entry.entries()
     if len(named) != 1:
         raise entry.error(f"given {len(named)} readings, must be one")

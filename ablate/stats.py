@@ -28,6 +28,8 @@ ROUNDING = 1e-9
 AGREE = "replicates agree: no noise to test against"
 FACTOR = "factor:"
 """Prefix of a frame's level columns, so that a factor may bear any name."""
+JOB = "job"
+"""A frame's column of job ids."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,8 @@ def job_frame(
     rows: list[dict[str, object]] = []
     for job in jobs:
         result = results.get(job.id)
-        row: dict[str, object] = {"seed": job.seed, "state": result.state if result else "missing"}
+        state = result.state if result else "missing"
+        row: dict[str, object] = {JOB: job.id, "seed": job.seed, "state": state}
         if result and result.state == "done":
             voided = set((void or {}).get(job.id, ()))
             row.update({k: math.nan if k in voided else v for k, v in result.metrics.items()})

@@ -59,7 +59,7 @@ class Worker:
                 try:
                     held.enter_context(_patient_lock(ledger, one.job_id, stop))
                 except LockHeld as error:
-                    kind = "interrupted" if stop() else "broken"
+                    kind = "interrupted" if stop() else "busy"
                     outcomes[one.job_id] = Outcome(kind, str(error))
                     continue
                 except StudyError as error:  # a full disk, a file system without locks

@@ -42,7 +42,7 @@ class Outcome:
     timed out: its process was ended by the engine.
     """
 
-    kind: Literal["ended", "interrupted", "broken", "died", "timed out"]
+    kind: Literal["ended", "interrupted", "broken", "busy", "died", "timed out"]
     error: str = ""
     members: Mapping[str, Outcome] = field(default_factory=dict)
     """By job id, where the jobs of one task fared differently."""

@@ -229,6 +229,18 @@ def test_a_new_result_replaces_the_run_of_the_old(another):
     assert second.data.metrics["final/px_error"] == 1.5
 
 
+def test_a_job_whose_arm_has_another_name_shows_it(another):
+    job = another.plan.jobs[0]
+    synthetic.keep(another.ledger.out, another.plan, {job.id: synthetic.done(job)})
+    rebuild(another.study, another.plan, another.ledger, another.ranking)
+    first = another.run(job.id)
+    renamed = Plan([replace(j, arm="as it was") for j in another.plan.jobs])
+    rebuild(another.study, renamed, another.ledger, judged(another.study, renamed, another.ledger))
+    second = another.run(job.id)
+    assert (first.data.tags["arm"], second.data.tags["arm"]) == ("base", "as it was")
+    assert second.info.run_name == "as it was · seed 0"
+
+
 def test_followed_live_a_job_is_written_once(another):
     """Events arrive in pieces, a resumed job repeats steps, then the result comes."""
     job = another.plan.jobs[0]

@@ -404,9 +404,21 @@ def test_a_locked_job_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     task = Task(job.id, 1, job.levels, job.seed)
     with ledger.job_lock(job.id):
         outcome = worker(task, lambda: False)
-    assert outcome.kind == "broken"
+    assert outcome.kind == "busy"
     assert "held by" in outcome.error
     assert worker(task, lambda: False).kind == "ended"
+
+
+def test_a_job_that_another_goes_on_training_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a study that was left to Slurm is run again here: its tasks hold their jobs."""
+    monkeypatch.setattr("ablate.worker.PATIENCE", 0.2)
+    job, ledger = toy_job(), Ledger(tmp_path)
+    ledger.create(job)
+    with ledger.job_lock(job.id):
+        summary = run_toys(tmp_path, Plan([job]))
+    assert (summary.missing, ledger.result(job.id)) == ((job.id,), None)
 
 
 def test_a_clock_that_jumps_changes_nothing(

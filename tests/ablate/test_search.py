@@ -203,6 +203,7 @@ def wrong(**changes: Any) -> dict[str, Any]:
         (wrong(trials=0), "trials: given 0, must be a positive number"),
         (wrong(sampler="tp"), "sampler: unknown sampler 'tp'; did you mean 'tpe'"),
         (wrong(objective=[]), "objective: must be one or several"),
+        (wrong(objective="val/f1"), r"more val/f1 is better: write {val/f1: maximize}"),
         (wrong(objective={"final/loss": "up"}), "unknown direction 'up'"),
         (wrong(ranges={"lr": {"low": 1.0}}), "ranges.lr: high: is missing"),
         (wrong(ranges={"lr": {"low": 1.0, "high": 0.1}}), "low must be below high"),
