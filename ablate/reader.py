@@ -37,6 +37,7 @@ from ablate.designs import axes_of
 from ablate.nouns import Factor, Options, Settings, Study, StudyError
 from ablate.pruning_schema import pruning_plain, read_pruning
 from ablate.resources import plain, read_resources
+from ablate.starts import with_whole_starts
 from ablate.strict_yaml import Entry, suggestion
 
 KEYS = (
@@ -184,9 +185,13 @@ def _study(path: Path, entries: Entries, options: Options) -> Study:
             raise _varied(both[0], "the search", f"{own['low']} to {own['high']}")
     zipped = schema.read_zipped(entries.get("zip"), levels)
     try:
-        axes_of(factors, zipped)
+        axes = axes_of(factors, zipped)
     except StudyError as error:
         raise entries["zip"].error(str(error).removeprefix("zip: ")) from None
+    try:
+        designs = with_whole_starts(designs, axes)
+    except StudyError as error:
+        raise entries["design"].error(str(error)) from None
     if options.seeds is not None and options.seeds < 1:
         raise StudyError(f"--seeds: given {options.seeds}, must be 1 or more")
     seeds = schema.read_seeds(entries.get("seeds"))

@@ -59,6 +59,18 @@ def test_worked_examples(module):
     assert outcome.failed == 0
 
 
+def test_a_base_that_names_one_zipped_factor_means_its_step(write):
+    text = TOY.replace("    wild: {noise: 2}\n", "").replace(
+        "seeds:", "zip: [[rate, noise]]\nseeds:"
+    )
+    text = text.replace("one_at_a_time", "[{one_at_a_time: {base: {rate: fast}}}, leave_one_out]")
+    study = load_study(
+        write(text.replace("leave_one_out", "{leave_one_out: {base: {rate: fast}}}"))
+    )
+    assert study.base_levels == {"rate": "fast", "noise": "high"}
+    assert arms(study) == ["base", "rate+noise=slow+low"]
+
+
 def test_a_study_is_read(write):
     study = load_study(write(TOY))
     assert study.name == "mine"
@@ -161,6 +173,16 @@ REFUSED = {
         "one_at_a_time",
         "{one_at_a_time: {base: {rate: quick}}}",
         "design.one_at_a_time.base.rate: unknown level 'quick'; allowed: slow, fast",
+    ),
+    "two bases": (
+        "one_at_a_time",
+        "[one_at_a_time, {factorial: {factors: [rate], base: {noise: high}}}]",
+        "one_at_a_time has the base noise=low, factorial noise=high; a study has one base: name",
+    ),
+    "two bests": (
+        "one_at_a_time",
+        "[{leave_one_out: {best: {noise: high}}}, leave_one_out]",
+        "leave_one_out has the best noise=high, leave_one_out noise=wild; a study has one best",
     ),
     "two designs in one": (
         "one_at_a_time",
@@ -382,7 +404,9 @@ def test_studies_that_extend_each_other(write):
 
 
 def test_the_resolved_study_is_read_back_the_same(write):
-    text = TOY.replace("one_at_a_time", "[{one_at_a_time: {base: {rate: fast}}}, leave_one_out]")
+    start = "{base: {rate: fast}}"
+    designs = f"[{{one_at_a_time: {start}}}, {{leave_one_out: {start}}}]"
+    text = TOY.replace("one_at_a_time", designs)
     more = """
 name: kept
 zip: []
@@ -407,7 +431,7 @@ def test_designs_that_meet_share_their_arms(write):
 
 
 def test_arms_of_one_label_are_told_apart(write):
-    other = "{one_at_a_time: {base: {rate: fast}}}"
+    other = "{list: {noise=high: {rate: fast, noise: high}, base: {rate: fast, noise: wild}}}"
     labels = arms(load_study(write(TOY.replace("one_at_a_time", f"[one_at_a_time, {other}]"))))
     assert labels[:4] == ["base", "rate=fast", "noise=high", "noise=wild"]
     assert labels[4:] == ["fast/high", "fast/wild"]
