@@ -56,7 +56,7 @@ def table(
     from ablate.shipped import to_table
 
     asked = _ended(request(study, data, checkpoint, seeds, sets, out))
-    text = to_table(asked.study, asked.plan, asked.results)
+    text = to_table(asked.study, asked.options, asked.plan, asked.results)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(file, text)

@@ -84,12 +84,21 @@ class Request:
 
     @cached_property
     def study(self) -> Study:
+        if self.table is None:
+            return self._asked
+        seeds = tuple(sorted({job.seed for job in self.plan.jobs}))
+        return dataclasses.replace(self._asked, name=self._table_name, seeds=seeds)
+
+    @cached_property
+    def _asked(self) -> Study:
         from ablate.study import load_study
 
-        study = load_study(self.name, self.options)
-        if self.table is None:
-            return study
-        return dataclasses.replace(study, name=f"{study.name}@{self.table.stem}")
+        return load_study(self.name, self.options)
+
+    @property
+    def _table_name(self) -> str:
+        assert self.table is not None
+        return f"{self._asked.name}@{self.table.stem}"
 
     @cached_property
     def planner(self) -> Planner:
@@ -119,7 +128,8 @@ class Request:
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "no text"
             raise StudyError(f"--from {self.table}: cannot be read ({reason})") from None
-        return from_table(self.study, self.options, text, str(self.table))
+        study = dataclasses.replace(self._asked, name=self._table_name)
+        return from_table(study, self.options, text, str(self.table))
 
     @cached_property
     def core(self) -> Core:
@@ -239,6 +249,8 @@ class Request:
         from ablate.conclude import write_report
 
         command = f"ablate run {arguments(self)}"
+        if self.table is not None:
+            command = f"ablate report {arguments(self)} --from {shlex.quote(str(self.table))}"
         found = self.results if results is None else results
         return write_report(self.study, self.plan, self.ledger, ranking, found, command)
 
@@ -264,7 +276,7 @@ def request(
     out: Path,
     table: Path | None = None,
 ) -> Request:
-    given = {"--data": data, "--checkpoint": checkpoint, "--seeds": seeds, "--set": sets}
+    given = {"--data": data, "--checkpoint": checkpoint, "--seeds": seeds}
     if table is not None and (named := [name for name, value in given.items() if value]):
         raise StudyError(
             f"{named[0]}: given beside --from, but the rows of a table are of jobs that have run; "

@@ -1,9 +1,10 @@
 """A study's results as a tidy table, one row a job, and back: what is shipped beside a study file.
 
     arm, design, level/<factor or range>..., seed, job_id, state, error, attempts, commit, core,
-    settings, <reading>...
+    settings, base, <reading>...
 
-`settings` is a digest of what the levels set; tables without it are not checked for that.
+`settings` is a digest of what the levels set, `base` one of what the study set under them, `--set`
+included; tables without them are not checked for that.
 
 A table ranks and reports as its ledger does, without data, weights or training, so that a reader
 can check every number that was concluded from. Pure but for the core that reads the settings.
@@ -31,12 +32,12 @@ from ablate.rank import judge
 
 LEVEL = "level/"
 FIXED = ("seed", "job_id", "state", "error", "attempts", "commit", "core")
-SET = "settings"
+SET, BASE = "settings", "base"
 DIGITS = 6
 """Significant digits of a reading; float32 carries seven."""
 
 
-def to_table(study: Study, plan: Plan, results: Mapping[str, Result]) -> str:
+def to_table(study: Study, options: Options, plan: Plan, results: Mapping[str, Result]) -> str:
     """The results that there are as CSV, in the order of the plan.
 
     A job that several arms come to has one row, under the first. Traces of failures stay in the
@@ -47,11 +48,14 @@ def to_table(study: Study, plan: Plan, results: Mapping[str, Result]) -> str:
     metrics = sorted({name for _, result in ended for name in result.metrics})
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["arm", "design", *(LEVEL + name for name in names), *FIXED, SET, *metrics])
+    writer.writerow(
+        ["arm", "design", *(LEVEL + name for name in names), *FIXED, SET, BASE, *metrics]
+    )
+    under = base_digest(study, options)
     for job, result in ended:
         fixed = [job.seed, job.id, result.state, result.error or "", result.attempts]
         code = [result.code.get("commit", ""), result.code.get("core", "")]
-        code.append(settings_digest(study, job.levels))
+        code += [settings_digest(study, job.levels), under]
         levels = [job.levels[name] for name in names]
         readings = [_number(result.metrics.get(name)) for name in metrics]
         writer.writerow([job.arm, job.design, *levels, *fixed, *code, *readings])
@@ -79,6 +83,7 @@ def from_table(
     wanted = {LEVEL + name for name in _names(study)} | {"arm", "design", *FIXED}
     if missing := sorted(wanted - set(rows[0] if rows else ())):
         raise StudyError(f"{source}: no column {missing[0]!r}; is it a table of {study.name}?")
+    under = base_digest(study, options)
     found: dict[tuple[tuple[str, ...], int], Result] = {}
     for number, row in enumerate(rows, start=2):
         try:
@@ -86,6 +91,11 @@ def from_table(
         except (ValueError, TypeError) as error:
             raise StudyError(f"{source}: line {number}: {error}") from None
         _refuse_changed(study, row, f"{source}: line {number}")
+        if row.get(BASE) not in (None, "", under):
+            raise StudyError(
+                f"{source}: line {number}: the base of {study.source} was another when this row "
+                "was run; give the study as it was, with the --set that it was run with"
+            )
         found[_key(result.levels, study), result.seed] = result
     seeds = tuple(sorted({seed for _, seed in found}))
     study = dataclasses.replace(study, seeds=seeds)
@@ -113,6 +123,14 @@ def settings_digest(study: Study, levels: Mapping[str, str]) -> str:
     """Of what the levels of an arm set; KeyError where the study lacks one of them."""
     value = {f.name: dict(f.level(levels[f.name]).settings) for f in study.factors}
     text = json.dumps(value, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def base_digest(study: Study, options: Options) -> str:
+    """Of what a study sets under its levels, but for where its data and weights lie."""
+    laid = load_core(study.core).inputs(options.data, options.checkpoint)
+    value = {path: setting for path, setting in study.base.items() if path not in laid}
+    text = json.dumps(value, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -206,7 +224,7 @@ def _walked(study: Study, options: Options, plan: Plan, results: Mapping[str, Re
 def _result(row: Mapping[str, Any]) -> Result:
     if row["state"] not in get_args(State):
         raise ValueError(f"state: given {row['state']!r}, allowed: {', '.join(get_args(State))}")
-    known = {"arm", "design", *FIXED, SET}
+    known = {"arm", "design", *FIXED, SET, BASE}
     names = [name for name in row if name not in known and not name.startswith(LEVEL)]
     return Result(
         job_id=row["job_id"],

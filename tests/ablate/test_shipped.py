@@ -61,14 +61,36 @@ def test_a_table_reports_beside_a_real_run_without_touching_it(
     assert {p: p.read_bytes() for p in (Path(out) / "toy").iterdir()} == before
 
 
-@pytest.mark.parametrize(
-    "option", [("--set", "steps=3"), ("--seeds", "2"), ("--data", "x"), ("--checkpoint", "x")]
-)
+@pytest.mark.parametrize("option", [("--seeds", "2"), ("--data", "x"), ("--checkpoint", "x")])
 def test_options_that_a_table_cannot_follow_are_refused(
     option: tuple[str, str], study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["rank", study, "--from", str(tmp_path / "toy.csv"), *option]) == 2
     assert capsys.readouterr().err.startswith(f"ablate: {option[0]}: given beside --from")
+
+
+def test_a_report_from_a_table_says_what_ran_and_how_to_make_it_again(
+    study: str, table: Path, tmp_path: Path
+) -> None:
+    """The file says seeds 0 and 1; three ran."""
+    assert main(["report", study, "--from", str(table), "--out", str(tmp_path)]) == 0
+    said = (tmp_path / "toy@toy" / "report.md").read_text()
+    assert "0, 1, 2" in said
+    assert f"ablate report {study} --out {tmp_path} --from {table}" in said
+
+
+def test_a_table_of_another_base_is_refused(
+    study: str, out: str, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = ["--from", str(table), "--out", str(tmp_path)]
+    assert main(["rank", study, *there, "--set", "steps=3"]) == 2
+    assert "toy.csv: line 2: the base of" in capsys.readouterr().err
+    file = tmp_path / "three.csv"
+    assert main(["run", study, "--out", out, "--set", "steps=3"]) == 0
+    assert main(["export", "table", study, str(file), "--out", out, "--set", "steps=3"]) == 0
+    three = ["--from", str(file), "--out", str(tmp_path)]
+    assert main(["rank", study, *three]) == 2
+    assert main(["rank", study, *three, "--set", "steps=3"]) == 0
 
 
 def test_a_level_that_sets_something_else_by_now_is_refused(
