@@ -51,16 +51,20 @@ def write_study(study: Study, ledger: Ledger) -> Path:
     return path
 
 
+def answered(study: Study, ledger: Ledger) -> bool:
+    """Whether a report lies in the study's folder."""
+    return (ledger.study_folder(study.name) / "report.html").exists()
+
+
 def other_answer(study: Study, ledger: Ledger) -> list[str]:
     """The keys in which the study whose answer lies there differs; none where there is no answer.
 
     What says only how jobs are run makes no other answer.
     """
-    folder = ledger.study_folder(study.name)
-    if not (folder / "report.html").exists():
+    if not answered(study, ledger):
         return []
     try:
-        there = strict_yaml.read(folder / "study.yaml").plain()
+        there = strict_yaml.read(ledger.study_folder(study.name) / "study.yaml").plain()
         ours = strict_yaml.parse(resolved(study)).plain()
     except StudyError:  # made before studies were kept, or by hand
         return []

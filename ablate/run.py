@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ablate.adaptive_designs import follows
-from ablate.conclude import write_study
+from ablate.conclude import answered, write_study
 from ablate.core import Core, CoreError, load_core
 from ablate.dispatch import Dispatcher
 from ablate.display import Display
@@ -153,7 +153,8 @@ class _Coordinator:
         again = {job.id for job in todo}
         for line in self.ledger.warnings:
             self.display.say(line, "yellow")
-        self._keep_study()
+        if not answered(self.study, self.ledger):  # the study of that answer stays beside it
+            self._keep_study()
         for job_id in ended:
             self.ledger.mend(self.jobs[job_id])
         self.display.say(self._opening(ended, todo))
@@ -178,6 +179,7 @@ class _Coordinator:
             self._train(todo, self.shears.begin(self.plan.jobs, kept))
         self.scribe.begin(self.plan)
         if self.conclude is not None and not self.stop.asked:
+            self._keep_study()
             ranking, files = self.conclude(self.progress.results)
             self.scribe.tell(lambda record: record.conclude(ranking, files))
         self.scribe.finish(lambda: self.stop.asked)

@@ -396,6 +396,18 @@ def test_a_result_that_came_meanwhile_is_not_trained_again(tmp_path: Path) -> No
     assert starts(tmp_path, job) == 1
 
 
+@pytest.mark.parametrize("report", [True, False])
+def test_the_study_of_an_answer_stays_until_there_is_another(tmp_path: Path, report: bool) -> None:
+    """A run that is stopped or killed leaves report and ranking as they were."""
+    folder = Ledger(tmp_path).study_folder(toy_study().name)
+    folder.mkdir(parents=True)
+    (folder / "study.yaml").write_text("as answered")
+    if report:
+        (folder / "report.html").write_text("")
+    run_toys(tmp_path, Plan([toy_job()]))  # concludes nothing
+    assert ((folder / "study.yaml").read_text() == "as answered") == report
+
+
 def test_a_locked_job_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ablate.worker.PATIENCE", 0.2)
     job, ledger = toy_job(), Ledger(tmp_path)
