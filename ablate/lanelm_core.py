@@ -125,7 +125,7 @@ class LaneLMCore:
         # no size hangs on a float: arms that differ in rates alone are counted once
         parts = (config.data, config.tokenizer, config.visual, config.model)
         values = [value for part in parts for _, value in part if not isinstance(value, float)]
-        key = (backbone, *values)
+        key = (backbone, bool(config.loss.lane_map), *values)
         if key not in self._sizes:
             self._sizes[key] = {
                 "visual_tokens": visual_tokens(config),

@@ -17,7 +17,7 @@ import torch
 from model.backbone import CheckpointError, make_pyramid
 from model.checkpoint import Progress, load_weights, read_checked, saved_config
 from model.conclude import final_readings, held_out_readings, other_weights, renamed
-from model.config import TrainConfig, settings_of
+from model.config import TrainConfig, identity, settings_of
 from model.console import (
     Display,
     Parser,
@@ -30,9 +30,10 @@ from model.console import (
     table,
     write_whole,
 )
-from model.data import DataError, check_scenes, make_splits
+from model.data import DataError, check_scenes, make_splits, shortage
 from model.device import missing
 from model.features import FeatureError
+from model.job import CHECKPOINT
 from model.lanelm import LaneLM
 from model.loss import YWeight
 from model.material import load_material
@@ -56,6 +57,7 @@ Without "data.roots" (or --data) the images are rendered road scenes. DIR gets
   result.json    the state (done, failed, diverged) and all readings
   pictures/      decoded lanes over the images, and where the decoder looks
   features/      the images' frozen features; kept for the next run
+A DIR that holds another run's checkpoint is refused.
 
 Exit status: 0 done; 1 failed or diverged; 2 the request was wrong (one line says how);
 130 stopped by Ctrl-C, with a checkpoint.
@@ -68,7 +70,11 @@ Take every reading of a trained model, without training it.
 CHECKPOINT is a checkpoint.pt of a run, which holds its settings, or a bare state dict of the
 model with its config.json beside it. Readings named final/ are of the last weights on the training
 images, val/ of the same on the validation images, best/ of the weights chosen by validation px.
+On other images (--data) say how many, too: --set data.train_images=all. Other decoding:
+--set decode.choice=token.
 """
+PROBED = ("data.", "decode.", "evaluation.", "runtime.")
+"""Settings that say how a trained model is read, not what it is."""
 
 
 DEFAULT = "best"
@@ -172,22 +178,49 @@ def _check(config: TrainConfig) -> None:
         raise RequestError(lacking)
     splits = make_splits(config.data)
     check_scenes([*splits.train, *splits.val, *splits.test], config.data)
+    if lacking := shortage(splits, config.data):
+        sys.stderr.write(f"{lacking}\n")
     if config.backbone.checkpoint:
         make_pyramid(config.backbone)
 
 
 def _prepare(out: Path, config: TrainConfig) -> None:
-    """Make the folder ready: events go on only with the same settings."""
+    """Make the folder ready: what another run trained there stays, its events alone do not.
+
+    Raises:
+        RequestError: another run's checkpoint is there, or the folder cannot be written to.
+    """
     text = json.dumps(settings_of(config), indent=1) + "\n"
     path = out / "config.json"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        if path.exists() and path.read_text() != text:
+        if changed := _changed(path, config):
+            if (out / CHECKPOINT).exists():
+                raise RequestError(
+                    f"--out {out}: holds the checkpoint of another run ({changed}); give another "
+                    "--out, or remove it"
+                )
             (out / "events.jsonl").unlink(missing_ok=True)
         (out / "result.json").unlink(missing_ok=True)
         write_whole(path, text)
     except OSError as error:
         raise RequestError(f"--out {out}: cannot be written to ({error.strerror})") from None
+
+
+def _changed(path: Path, config: TrainConfig) -> str:
+    """Say what makes the run whose settings lie at `path` another than this one, "" if nothing."""
+    if not path.exists():
+        return ""
+    try:
+        there = build(read_settings(path))
+    except (RequestError, SettingError):
+        return "of another version"
+    was, now = settings_of(there), settings_of(config)
+    images = ("data.roots", "data.geometry")  # identity has their content, not their place
+    for name in sorted({*identity(there), *identity(config), "seed", *images}):
+        if was[name] != now[name]:
+            return f"{name} is {was[name]!r} there, {now[name]!r} here"
+    return ""
 
 
 def _environment(config: TrainConfig) -> dict[str, Any]:
@@ -207,6 +240,13 @@ def _probe(argv: Sequence[str]) -> int:
     parser = Parser("python -m model probe", PROBE)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="trained weights")
     _add_data(parser, "CULane or TuSimple root to read it on, again for more; default: as trained")
+    parser.add_argument(
+        "--set",
+        metavar="PATH=VALUE",
+        action="append",
+        default=[],
+        help=f"a setting of {', '.join(PROBED)} over those it was trained with; again for more",
+    )
     parser.add_argument("--cache", metavar="DIR", type=Path, help="where frozen features are kept")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
@@ -214,7 +254,13 @@ def _probe(argv: Sequence[str]) -> int:
     payload = read_checked(path)
     run = payload if isinstance(payload, Mapping) and "settings" in payload else None
     config = saved_config(run, path) if run else build(_settings_beside(path))
-    config = build(settings_of(config) | {"runtime.device": "cpu"} | _on(options.data))
+    sets = read_sets(options.set)
+    if fixed := [name for name in sets if not name.startswith(PROBED)]:
+        raise RequestError(
+            f"--set {fixed[0]}: says what was trained, not how it is read; allowed: settings of "
+            f"{', '.join(PROBED)}"
+        )
+    config = build(settings_of(config) | {"runtime.device": "cpu"} | _on(options.data) | sets)
     _check(config)
     torch.set_num_threads(config.runtime.threads)
     with tempfile.TemporaryDirectory() as temporary:
@@ -247,10 +293,10 @@ def _read(
     found |= held_out_readings(model, material, "val", known=known)
     best = progress.best_weights if progress.best_step != progress.step else None
     with other_weights(model, best):
-        if best is None:
-            found |= renamed(found, "val", "best")
-        else:
+        if best is not None:
             found |= held_out_readings(model, material, "best")
+        elif progress.best_step:  # the last weights are those that validation chose
+            found |= renamed(found, "val", "best")
         return found | held_out_readings(model, material, "test")
 
 

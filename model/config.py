@@ -25,7 +25,7 @@ from model.fields import (
     outside_identity,
 )
 
-NUMERICS_VERSION = 1
+NUMERICS_VERSION = 2
 """Raised by hand when the core's numbers change on purpose: every job id changes with it."""
 
 
@@ -482,6 +482,18 @@ class TrainConfig(Part):
                 "model.memory=per_level needs several levels, visual.fold=false and "
                 "visual.select=none"
             )
+        if self.model.memory == "per_level" and self.model.n_layers < (
+            levels := {"p4p5": 2, "full": 3}[visual.levels]
+        ):
+            raise ValueError(
+                f"model.memory=per_level with visual.levels={visual.levels} needs a block a level: "
+                f"model.n_layers={self.model.n_layers}, allowed: {levels} or more"
+            )
+        if self.data.above_crop == "clip" and (self.batch.shift or self.batch.shear):
+            raise ValueError(
+                "data.above_crop=clip with batch.shift or batch.shear: lanes that are moved are "
+                "cut; allowed: data.above_crop=cut, or neither of them"
+            )
         if self.loss.lane_map and visual.stride > 1:
             raise ValueError(
                 f"loss.lane_map needs every cell: visual.stride={visual.stride}, allowed: 1"
@@ -491,7 +503,8 @@ class TrainConfig(Part):
                 f"decode.choice=median with tokenizer.mode={self.tokenizer.mode}: columns and "
                 "steps have no common median; allowed: token, point"
             )
-        if self.visual.position in ("sinusoidal", "aligned", "weak") and self.model.d_model % 4:
+        sinusoids = visual.position in ("sinusoidal", "aligned", "weak") or visual.select == "pool"
+        if sinusoids and self.model.d_model % 4:
             raise ValueError(
                 f"model.d_model={self.model.d_model} must be a multiple of 4 for sinusoids"
             )

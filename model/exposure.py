@@ -4,10 +4,10 @@
     scheduled_sampling  each point, with a growing probability, the model's own
     rollout             the model's own for `rollout_rows` rows, from a random row of the lane on
 
-Own tokens are what greedy decoding writes after the *own* prefix, found in parallel passes over
-all rows: k passes make the first k own tokens after a true one those of step-by-step decoding
-(Duckworth et al., "Parallel Scheduled Sampling", 2019). `rollout` takes as many passes as rows; it
-is our reading of "train during inference too".
+Own tokens are what greedy decoding (`decode.choice`) writes after the *own* prefix, found in
+parallel passes over all rows: k passes make the first k own tokens after a true one those of
+step-by-step decoding (Duckworth et al., "Parallel Scheduled Sampling", 2019). `rollout` takes as
+many passes as rows; it is our reading of "train during inference too".
 
 Beside any of these a lane may be `hidden`: what all its steps read is blank. Each of them is then
 asked where the lane is at its row when no row before it has been written. Under teacher forcing
@@ -30,6 +30,7 @@ from torch import Tensor
 
 from model.config import TrainConfig
 from model.init import stream
+from model.lanelm import likeliest
 from model.targets import Targets
 from model.tokenizer import RelativeDisjoint, Tokenizer, make_tokenizer
 
@@ -63,6 +64,7 @@ class Exposure:
 
     def __init__(self, config: TrainConfig) -> None:
         self.config, self.seed = config.exposure, config.seed
+        self.choice = config.decode.choice
         self.steps, self.dropout = config.optim.steps, config.model.dropout > 0
         self.tokenizer = make_tokenizer(config.tokenizer, config.data.width)
         self.own = self.config.mode != "teacher_forcing"
@@ -136,7 +138,7 @@ class Exposure:
             model.train(False)
         for _ in range(passes):
             written = tokenizer.encode(x)
-            guess = model(memory, *model.shift(written))[0].argmax(-1)
+            guess = likeliest(model(memory, *model.shift(written))[0], self.choice)
             bins = _bins_after(tokenizer, guess, written)
             moved = chosen & (bins > 0)
             x = torch.where(moved, tokenizer.centres(bins), targets.x)

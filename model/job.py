@@ -274,8 +274,9 @@ class Job:
     def uniformity(self, memory: Memory, prefix: Prefix) -> Float[Tensor, "n L T"]:
         """Give the uniformity of each query over the visual tokens, for the entropy penalty."""
         blocks = self.model.attention(memory, prefix.ids_in, prefix.y_in)
-        padding = memory.padding if memory.pool_weights is None else None
-        return attention_uniformity([memory.over_cells(weights) for weights in blocks], padding)
+        if self.config.visual.select == "pool":
+            return attention_uniformity([memory.over_cells(weights) for weights in blocks])
+        return attention_uniformity(blocks, memory.padding)  # of the top K: over those K
 
     def _qualified(self, found: dict[str, float]) -> dict[str, float]:
         """Put beside final readings what the first step's weights read."""

@@ -145,7 +145,25 @@ class RelativeDisjoint(Tokenizer):
         start = _last_index(absolute)
         origin = ids.gather(-1, start.clamp(min=0)) - travelled.gather(-1, start.clamp(min=0))
         point = start > _last_index(~(absolute | relative))  # a step that starts nowhere is none
-        return ((origin + travelled).clamp(1, self.n_bins - 1)) * point
+        free = origin + travelled
+        if not (point & ((free < 1) | (free >= self.n_bins))).any():
+            return free * point
+        return self._held(ids, absolute, relative)
+
+    def _held(
+        self,
+        ids: Int[Tensor, "*lanes T"],
+        absolute: Bool[Tensor, "*lanes T"],
+        relative: Bool[Tensor, "*lanes T"],
+    ) -> Int[Tensor, "*lanes T"]:
+        """Walk step by step: one that leaves the image stops at its edge, the next starts there."""
+        bins = torch.zeros_like(ids)
+        at = bins[..., 0]
+        for t in range(ids.shape[-1]):
+            step = ids[..., t] - self.n_bins - self.max_abs_dx
+            stepped = (at + step).clamp(1, self.n_bins - 1) * ((at > 0) & relative[..., t])
+            at = bins[..., t] = torch.where(absolute[..., t], ids[..., t], stepped)
+        return bins
 
     def step_id(self, step: Int[Tensor, "*lanes"]) -> Int[Tensor, "*lanes"]:
         """Give the id of a step in bins."""

@@ -191,6 +191,8 @@ class TestLaneLM:
         assert self.core.describe(p5)["visual_tokens"] == 250
         assert self.core.describe(full)["visual_tokens"] == 5250
         assert self.core.describe(p5)["parameters"] < self.core.describe(full)["parameters"]
+        mapped = self.core.build({**common, "visual.levels": "p5", "loss.lane_map": 1.0})
+        assert self.core.describe(mapped)["parameters"] > self.core.describe(p5)["parameters"]
         batched = self.core.build({**common, "batch.images": 8, "batch.accumulate": 2})
         assert self.core.workload(batched).images == 16
         prints = self.core.fingerprints(p5, tmp_path)

@@ -44,6 +44,19 @@ def test_yaml_reads_3e_4_as_a_string_and_we_accept_it() -> None:
         ({"data.width": 801}, ["multiples of 32"]),
         ({"optim.schedule": "cosine", "optim.lr": 1e-7}, ["lr_min", "must not exceed"]),
         ({"model.memory": "per_level", "visual.levels": "p5"}, ["model.memory=per_level"]),
+        (
+            {"model.memory": "per_level", "visual.levels": "full", "model.n_layers": 2},
+            ["per_level", "n_layers=2", "allowed: 3 or more"],
+        ),
+        (
+            {"data.above_crop": "clip", "batch.shift": 1.0},
+            ["data.above_crop=clip", "batch.shift", "allowed"],
+        ),
+        (
+            {"visual.select": "pool", "visual.position": "none", "model.d_model": 6}
+            | {"model.n_heads": 2},
+            ["d_model=6", "multiple of 4"],
+        ),
         ({"decode.smooth": 4}, ["decode", "smooth=4", "odd"]),
         ({"optim.beta1": 1.0}, ["optim.beta1", "given 1.0", "less than 1"]),
         ({"optim.beta2": 1.0}, ["optim.beta2", "given 1.0", "less than 1"]),

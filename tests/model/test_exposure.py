@@ -124,8 +124,10 @@ def test_enough_passes_are_free_running_decoding(mode: str) -> None:
     assert not torch.equal(written, targets.ids)
 
 
-def test_free_running_prefix_is_what_generate_writes() -> None:
+@pytest.mark.parametrize("choice", ["token", "point", "median"])
+def test_free_running_prefix_is_what_generate_writes(choice: str) -> None:
     config = small(
+        decode__choice=choice,
         exposure__mode="scheduled_sampling",
         exposure__ramp=0.0,
         exposure__maximum=1.0,

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from model.checkpoint import load_checkpoint
 from model.console import Display
 from model.device import missing
 from model.presets import build
+from tests.model.fake_roots import make_culane_root
 from tests.model.tiny import settings
 
 
@@ -278,9 +280,62 @@ def test_a_line_that_a_kill_tore_takes_no_other_with_it(tmp_path: Path) -> None:
     assert all(json.loads(line) for line in after[len(whole) + 1 :])
 
 
+def test_another_run_is_never_written_over(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
+    arguments = [str(trained / "config.json"), "--out", str(trained), "--set", "seed=7"]
+    assert command.main(arguments) == 2
+    line = one_line(capsys)
+    assert "holds the checkpoint of another run (seed is 0 there, 7 here); give another --o" in line
+    assert {path: path.read_bytes() for path in kept} == kept
+
+
+def test_what_changes_no_number_goes_on(trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(trained, out)
+    before = (out / "events.jsonl").read_text()
+    arguments = [str(out / "config.json"), "--out", str(out), "--set", "runtime.log_every=3"]
+    assert command.main(arguments) == 0
+    assert (out / "events.jsonl").read_text().startswith(before)
+
+
+def test_fewer_validation_images_than_asked_for_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make_culane_root(tmp_path / "root", n_train=3, n_test=1)
+    config = write(tmp_path / "job.json", settings(data__train_images=3, data__val_images=2))
+    arguments = [str(config), "--data", str(root), "--out", str(tmp_path / "out")]
+    assert command.main(arguments) == 0
+    assert "data.val_images=2, but only 0 are left" in capsys.readouterr().err
+
+
+def test_probe_reads_with_other_settings_of_reading_alone(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = str(trained / "checkpoint.pt")
+    arguments = ["probe", checkpoint, "--json", "--set", "decode.nms=50", "--set"]
+    assert command.main([*arguments, "data.val_images=1"]) == 0
+    assert "val/px_error_processed" in json.loads(capsys.readouterr().out)
+    assert command.main([*arguments, "optim.lr=1"]) == 2
+    assert "--set optim.lr: says what was trained" in one_line(capsys)
+
+
+def test_weights_that_nothing_chose_have_no_best_readings(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(load_checkpoint(trained / "checkpoint.pt")["model"], tmp_path / "weights.pt")
+    (tmp_path / "config.json").write_text((trained / "config.json").read_text())
+    assert command.main(["probe", str(tmp_path / "weights.pt"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert any(name.startswith("val/") for name in found)
+    assert not any(name.startswith("best/") for name in found)
+
+
 def test_events_of_other_settings_do_not_stay(tmp_path: Path) -> None:
     out = ["--out", str(tmp_path / "out")]
     for lr in (0.001, 0.002):
+        (tmp_path / "out" / "checkpoint.pt").unlink(missing_ok=True)
         assert command.main([str(write(tmp_path / "job.json", settings(optim__lr=lr))), *out]) == 0
     lines = (tmp_path / "out" / "events.jsonl").read_text().splitlines()
     rates = {json.loads(line)["metrics"].get("train/lr") for line in lines}

@@ -144,6 +144,30 @@ def test_a_step_from_nowhere_is_no_point():
     ]
 
 
+@given(ids=st.lists(st.integers(-3, 270), min_size=1, max_size=T))
+def test_each_step_starts_where_decoding_stands(ids: list[int]):
+    """A step over the edge stops there; the way beyond it is not owed to the next ones."""
+    tokenizer = tokenizer_of("relative_disjoint")
+    zero = int(tokenizer.step_id(torch.tensor(0)))  # pyright: ignore
+    wanted, at = [], 0
+    for i in ids:
+        if 0 < i < tokenizer.n_bins:
+            at = i
+        elif tokenizer.n_bins <= i < tokenizer.vocab and at:
+            at = min(max(at + i - zero, 1), tokenizer.n_bins - 1)
+        else:
+            at = 0
+        wanted.append(at)
+    assert tokenizer.walk(torch.tensor(ids)).tolist() == wanted
+
+
+def test_a_step_over_the_edge_is_not_remembered():
+    tokenizer = tokenizer_of("relative_disjoint")
+    zero = int(tokenizer.step_id(torch.tensor(0)))  # pyright: ignore
+    ids = torch.tensor([[5, zero - 10, zero + 10], [5, zero - 3, zero + 10]])
+    assert tokenizer.walk(ids).tolist() == [[5, 1, 11], [5, 2, 12]]
+
+
 @given(lane=lanes(), mode=st.sampled_from(["absolute", "relative_disjoint"]))
 def test_columns_hold_the_last_point(lane: Tensor, mode: str):
     tokenizer = tokenizer_of(mode)

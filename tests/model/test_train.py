@@ -427,6 +427,18 @@ def test_entropy_penalty_lowers_uniformity(tmp_path: Path, cache: Path) -> None:
     assert metrics["final/uniformity"] < plain["final/uniformity"] - 0.05
 
 
+def test_entropy_penalty_is_of_the_tokens_that_are_left(tmp_path: Path, cache: Path) -> None:
+    """As the reading: even attention to the top K is 1, not ln K / ln N."""
+    objectives = []
+    for penalty in (0.0, 1.0):
+        top = {"visual__select": "topk", "visual__select_tokens": 4}
+        config = tiny(optim__steps=1, loss__entropy_penalty=penalty, **top)
+        metrics, _ = run(config, tmp_path / str(penalty), cache)
+        objectives.append(metrics["train/objective"])
+    assert metrics["final/uniformity_init"] > 0.9
+    assert objectives[1] - objectives[0] == pytest.approx(metrics["final/uniformity_init"], abs=0.1)
+
+
 def test_how_the_loss_went_is_read_of_every_step(tmp_path: Path, cache: Path) -> None:
     steps = {"optim__steps": 60, "evaluation__every": 60, "runtime__checkpoint_every": 60}
     metrics, events = run(tiny(**steps, optim__lr=0.003), tmp_path / "a", cache)
