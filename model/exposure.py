@@ -64,7 +64,7 @@ class Exposure:
 
     def __init__(self, config: TrainConfig) -> None:
         self.config, self.seed = config.exposure, config.seed
-        self.choice = config.decode.choice
+        self.decode = config.decode
         self.steps, self.dropout = config.optim.steps, config.model.dropout > 0
         self.tokenizer = make_tokenizer(config.tokenizer, config.data.width)
         self.own = self.config.mode != "teacher_forcing"
@@ -138,7 +138,7 @@ class Exposure:
             model.train(False)
         for _ in range(passes):
             written = tokenizer.encode(x)
-            guess = likeliest(model(memory, *model.shift(written))[0], self.choice)
+            guess = likeliest(model(memory, *model.shift(written))[0], self.decode.choice)
             bins = _bins_after(tokenizer, guess, written)
             moved = chosen & (bins > 0)
             x = torch.where(moved, tokenizer.centres(bins), targets.x)

@@ -18,6 +18,7 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -139,31 +140,25 @@ class RelativeDisjoint(Tokenizer):
         return ids
 
     def walk(self, ids: Int[Tensor, "*lanes T"]) -> Int[Tensor, "*lanes T"]:
+        """Row after row: `at` becomes the bin of an absolute id, or at + step inside the image.
+
+        Each row does clamp(at + step, low, high), and one such after another is another such: all
+        rows are found in log2(T) rounds that each double the reach.
+        """
         absolute = (ids > 0) & (ids < self.n_bins)
         relative = (ids >= self.n_bins) & (ids < self.vocab)
-        travelled = torch.where(relative, ids - self.n_bins - self.max_abs_dx, 0).cumsum(-1)
-        start = _last_index(absolute)
-        origin = ids.gather(-1, start.clamp(min=0)) - travelled.gather(-1, start.clamp(min=0))
-        point = start > _last_index(~(absolute | relative))  # a step that starts nowhere is none
-        free = origin + travelled
-        if not (point & ((free < 1) | (free >= self.n_bins))).any():
-            return free * point
-        return self._held(ids, absolute, relative)
-
-    def _held(
-        self,
-        ids: Int[Tensor, "*lanes T"],
-        absolute: Bool[Tensor, "*lanes T"],
-        relative: Bool[Tensor, "*lanes T"],
-    ) -> Int[Tensor, "*lanes T"]:
-        """Walk step by step: one that leaves the image stops at its edge, the next starts there."""
-        bins = torch.zeros_like(ids)
-        at = bins[..., 0]
-        for t in range(ids.shape[-1]):
-            step = ids[..., t] - self.n_bins - self.max_abs_dx
-            stepped = (at + step).clamp(1, self.n_bins - 1) * ((at > 0) & relative[..., t])
-            at = bins[..., t] = torch.where(absolute[..., t], ids[..., t], stepped)
-        return bins
+        step = torch.where(relative, ids - self.n_bins - self.max_abs_dx, 0)
+        low, high = torch.where(absolute, ids, 1), torch.where(absolute, ids, self.n_bins - 1)
+        reach = 1
+        while reach < ids.shape[-1]:
+            before, floor, roof = (
+                F.pad(value[..., :-reach], (reach, 0), value=nothing)
+                for value, nothing in ((step, 0), (low, 1), (high, self.n_bins - 1))
+            )
+            low, high = (floor + step).clamp(low, high), (roof + step).clamp(low, high)
+            step, reach = before + step, 2 * reach
+        point = _last_index(absolute) > _last_index(~(absolute | relative))  # else a step from none
+        return low * point
 
     def step_id(self, step: Int[Tensor, "*lanes"]) -> Int[Tensor, "*lanes"]:
         """Give the id of a step in bins."""

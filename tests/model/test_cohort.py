@@ -61,7 +61,7 @@ def long(shape: dict[str, Any]) -> Any:
         long({"visual__levels": "full", "visual__residual": True, "batch__images": 2}),
         long({"model__attention": "qk_norm", "visual__position": "aligned"}),
         long({"model__norm": "post", "model__order": "cross_first", "visual__norm": "standardize"}),
-        long({"visual__levels": "full", "model__memory": "per_level", "visual__norm": "none"}),
+        long({"visual__levels": "p4p5", "model__memory": "per_level", "model__n_layers": 2}),
     ],
     ids=["p5", "dropout", "full", "aligned", "post", "per_level"],
 )
@@ -179,7 +179,12 @@ def test_gradients_of_a_stack_are_those_of_its_members() -> None:
     for model, gradients in zip(models, wanted, strict=True):
         for name, parameter in model.named_parameters():
             assert parameter.grad is not None
-            torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-3, atol=1e-4)
+            size = float(
+                gradients[name].abs().max()
+            )  # small elements are differences of large ones
+            torch.testing.assert_close(
+                parameter.grad, gradients[name], rtol=1e-3, atol=1e-5 * max(size, 10.0)
+            )
 
 
 def test_what_changes_a_shape_or_needs_passes_of_its_own_is_no_kin() -> None:

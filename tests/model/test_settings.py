@@ -207,7 +207,7 @@ CASES: dict[str, Case] = {
     "model.dropout": Case(0.2),
     "model.attention": Case("qk_norm", grown),
     "model.temperature": Case(4.0, trained, {"model.attention": "qk_norm"}),
-    "model.memory": Case("per_level", trained, TWO_LEVELS),
+    "model.memory": Case("per_level", trained, TWO_LEVELS | {"model.n_layers": 2}),
     "model.order": Case("cross_first"),
     "model.norm": Case("post"),
     "model.x_scale": Case(0.3),
