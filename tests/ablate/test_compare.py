@@ -45,7 +45,7 @@ def jobs(*combinations: Mapping[str, str], seeds: int = 3) -> list[Job]:
     for levels in combinations:
         label = "/".join(levels.values())
         made += [
-            Job(f"{label}-{seed}", label, levels, seed, {"seed": seed}, "factorial", {})
+            Job(f"{label}-{seed}", label, levels, seed, {"seed": seed}, "factorial")
             for seed in range(seeds)
         ]
     return made
