@@ -78,18 +78,31 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def ranking(name: str, *metrics: str) -> str:
-    """Every arm in order with its criteria; further readings as means with half the interval."""
+    """Every arm in order with its criteria; further readings as means with half the interval.
+
+    `first=8` among the metrics: so many arms alone, and how many of all meet each criterion.
+    """
     own = shipped(name)
+    limits = [int(metric.partition("=")[2]) for metric in metrics if metric.startswith("first=")]
+    metrics = tuple(metric for metric in metrics if not metric.startswith("first="))
     first = own.ranking.arms[0].criteria
     read = [criterion.name for criterion in first] + list(metrics)
     head = ["#", "arm", *map(wording.name, read), "notes"]
     rows = []
-    for arm in own.ranking.arms:
+    for arm in own.ranking.arms[: limits[0] if limits else None]:
         cells = [wording.criterion_cell(criterion) for criterion in arm.criteria]
         jobs = own.frame[own.frame.arm == arm.arm]
         more = [mean(jobs, metric) for metric in metrics]
         place = "-" if arm.rank is None else str(arm.rank)
         rows.append([place, arm.arm, *cells, *more, wording.short_notes(arm)])
+    if limits:
+        verdicts = [[criterion.verdict for criterion in arm.criteria] for arm in own.ranking.arms]
+        met = [
+            str(sum(v in ("passed", "likely") for v in column))
+            for column in zip(*verdicts, strict=True)
+        ]
+        all_of = f"of all {len(verdicts)} meet it"
+        rows.append(["", all_of, *met, *([""] * len(metrics)), ""])
     return (
         table(head, rows) + f"\n{wording.LEGEND}. Means over seeds, ± half the 95 % t interval.\n"
     )
