@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from ablate.stats import FACTOR, ROUNDING, Scale, holm, scale_of
+from ablate.stats import CONFIDENCE, FACTOR, ROUNDING, Scale, holm, scale_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,6 +39,11 @@ class Term:
     """p after Holm's correction over the factors and pairs of this metric."""
     aliases: tuple[str, ...] = ()
     """Pairs of factors that this design cannot tell from the term: it may be theirs."""
+
+    @property
+    def clear(self) -> bool:
+        """Whether the term stands after the correction for the number of terms looked at."""
+        return self.p_holm is not None and self.p_holm < 1 - CONFIDENCE
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from rich.text import Text
 from ablate import importance, wording
 from ablate.arm import CriterionReading, RankedArm, Verdict
 from ablate.rank import Ranking
-from ablate.stats import CONFIDENCE, Effect
+from ablate.stats import Effect
 
 if TYPE_CHECKING:
     from ablate.anova import Term
@@ -155,8 +155,9 @@ def importance_table(ranking: Ranking) -> list[RenderableType]:
 def _share(term: Term | None) -> Text:
     if term is None:
         return Text("-", "dim")
-    clear = term.p_holm is not None and term.p_holm < 1 - CONFIDENCE
-    return Text(f"{100 * term.share:.1f} %{'*' if clear else ' '}", "bold" if clear else "")
+    return Text(
+        f"{100 * term.share:.1f} %{'*' if term.clear else ' '}", "bold" if term.clear else ""
+    )
 
 
 def _header(criterion: CriterionReading) -> str:

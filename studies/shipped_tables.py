@@ -17,7 +17,7 @@ from ablate.core import load_core
 from ablate.nouns import Options, Plan, Result, Study
 from ablate.rank import Ranking
 from ablate.shipped import LEVEL, from_table
-from ablate.stats import CONFIDENCE, Effect, t_interval
+from ablate.stats import Effect, t_interval
 from ablate.study import load_study
 
 ROOT = Path(__file__).parents[1]
@@ -167,7 +167,7 @@ def variance(name: str, *metrics: str) -> str:
     """Shares of the variance by factor and pair of factors, over the whole grid."""
     by_term: dict[str, dict[str, str]] = {}
     for term in shipped(name).ranking.variance:
-        clear = "\\*" if term.p_holm is not None and term.p_holm < 1 - CONFIDENCE else ""
+        clear = "\\*" if term.clear else ""
         said = " or ".join((term.term, *term.aliases))
         by_term.setdefault(said, {})[term.metric] = f"{100 * term.share:.1f} %{clear}"
     rows = [[said, *(own.get(m, "-") for m in metrics)] for said, own in by_term.items()]

@@ -38,8 +38,8 @@ class Outcome:
     """What became of one attempt at a job.
 
     ended: its result is written. interrupted: it kept a checkpoint because it was asked to stop.
-    broken: an error that another attempt may not meet. died: its process ended under it.
-    timed out: its process was ended by the engine.
+    broken: an error that another attempt may not meet. busy: another process trains the job.
+    died: its process ended under it. timed out: its process was ended by the engine.
     """
 
     kind: Literal["ended", "interrupted", "broken", "busy", "died", "timed out"]
