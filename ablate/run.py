@@ -268,11 +268,16 @@ class _Coordinator:
             engine.close()
 
     def _refuse_fuse(self, fuses: bool) -> None:
-        if (self.options.fuse or 1) > 1 and not fuses:
-            raise StudyError(
-                f"--fuse: given {self.options.fuse}, --engine {self.options.engine} runs each "
-                "job by itself here; leave it"
-            )
+        if (self.options.fuse or 1) <= 1:
+            return
+        if not fuses:
+            why = f"--engine {self.options.engine} runs each job by itself here"
+        elif not may_fuse(self.study):
+            key = "pruning" if self.study.pruning else "stop_when_passed"
+            why = f"{key}: may end each job at a step of its own, so each trains by itself"
+        else:
+            return
+        raise StudyError(f"--fuse: given {self.options.fuse}, {why}; leave it")
 
     def _prepare(self, todo: list[Job], cache: Path, engine: Engine) -> None:
         """Compute what the jobs share, while the engine's server imports its modules."""

@@ -16,7 +16,7 @@ import pytest
 
 from ablate.commands import fused
 from ablate.ledger import Ledger
-from ablate.nouns import Job, Plan, StudyError
+from ablate.nouns import Job, Plan, Pruning, StudyError
 from ablate.run import RunOptions, run
 from tests.ablate import kin_core
 from tests.ablate.clusters import missing
@@ -116,6 +116,18 @@ def test_engines_that_move_single_folders_do_not_fuse(tmp_path: Path) -> None:
     options = RunOptions(engine="slurm", fuse=2)
     with pytest.raises(StudyError, match="--fuse: given 2, --engine slurm runs each job by itself"):
         run(study, Plan([kin_job(0)]), tmp_path, options, Heard())
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("pruning", Pruning("median", "train/loss")), ("stop_when_passed", True)]
+)
+def test_jobs_that_may_end_early_are_not_quietly_trained_alone(
+    key: str, value: object, tmp_path: Path
+) -> None:
+    study = toy_study(core="tests.ablate.kin_core", **{key: value})
+    with pytest.raises(StudyError, match=f"--fuse: given 2, {key}: may end each job"):
+        run(study, Plan([kin_job(0)]), tmp_path, RunOptions(engine="inline", fuse=2), Heard())
+    assert run(study, Plan([kin_job(0)]), tmp_path, RunOptions(engine="inline"), Heard()).results
 
 
 def ablate(*arguments: str) -> subprocess.Popen[bytes]:
