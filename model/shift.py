@@ -86,9 +86,10 @@ class Shift:
 
 def move(feature: Tensor, columns: int) -> Tensor:
     """Move a level (C, h, w) to the right; its edge column fills what is uncovered."""
-    width = feature.shape[-1]
-    source = (torch.arange(width) - columns).clamp(0, width - 1)
-    return feature[..., source]
+    n = min(abs(columns), feature.shape[-1] - 1)
+    kept, edge = (feature[..., : -n or None], 0) if columns > 0 else (feature[..., n:], -1)
+    gap = feature[..., edge, None].expand(*feature.shape[:-1], n)
+    return torch.cat([gap, kept] if columns > 0 else [kept, gap], dim=-1)
 
 
 def lean(feature: Tensor, columns: float) -> Tensor:
