@@ -33,12 +33,12 @@ SCRIPTS: dict[str, tuple[list[str], list[str]]] = {
     "orchestration": ([], ["--theirs", "2"]),
     "overhead": ([], ["--rounds", "1"]),
     "fuse": (["--repeats", "5"], ["--k", "1", "4", "--levels", "p5", "--repeats", "5"]),
-    "study": (["--steps", "300"], ["--steps", "20", "--side", "ours"]),
+    "study": (["--steps", "2000"], ["--steps", "20", "--side", "ours"]),
     "answers": ([], ["--repeats", "1"]),
     "engines": (["--rounds", "5"], ["--rounds", "1", "--only", "inline", "--only", "pool"]),
 }
-"""Script -> its options, and those of a quick run. `python -m bench.study --steps 2000`, half an
-hour a side, and `python -m bench.scale`, a simulation, are apart."""
+"""Script -> its options, and those of a quick run. The study takes 10 minutes a side;
+`python -m bench.scale`, a simulation, is apart."""
 
 
 def main() -> int:

@@ -7,9 +7,11 @@ Every side starts from a fresh process and an empty cache and trains the same 24
 as it comes, to the same kind of SQLite store. Ray Tune runs a function trainable on one processor a
 trial; Optuna a SQLite study from as many joblib processes as there are workers, with a grid.
 Printed: wall seconds; the sum of the jobs' pure training time (their optimiser steps alone) by
-workers, as each side's own jobs took it, since they contend for the same machine; and the seconds
-that our run spent on evaluation and on the final readings. A study of 10 minutes takes --steps
-2000 or so on 2 cores; 24 x 500 steps of lanelm_128 at 250 tokens are 3 to 5 minutes a side.
+workers, as each side's own jobs took it, since they contend for the same machine; the seconds
+that our run spent on evaluation and on the final readings; and what logging to MLflow cost it:
+the processor seconds of its thread, shared out over the workers' cores, and the wait at the end.
+A study of 10 minutes takes --steps 2000 or so on 2 cores; 24 x 500 steps of lanelm_128 at 250
+tokens are 3 to 5 minutes a side.
 
 Ray Tune is not among our dependencies: pip install 'ray[tune]'. A side that is not there is named.
 """
@@ -104,8 +106,8 @@ def prepare(folder: Path) -> None:
 
 def run_ours(folder: Path, jobs: list[dict[str, Any]], workers: int) -> None:
     study = study_file(folder, jobs[0]["optim.steps"])
-    program = Path(sys.executable).with_name("ablate")
-    command = [str(program), "run", str(study), "--out", str(folder / "runs")]
+    command = [sys.executable, "-m", "bench.recorded", str(folder / "mlflow.json")]
+    command += ["run", str(study), "--out", str(folder / "runs")]
     quiet = subprocess.DEVNULL
     subprocess.run([*command, "--workers", str(workers)], check=True, stdout=quiet, stderr=quiet)
 
@@ -172,6 +174,8 @@ def timed(side: str, steps: int, workers: int) -> dict[str, float]:
         subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
         wall = time.perf_counter() - begin
         jobs = spent(Path(temporary))
+        record = Path(temporary) / "mlflow.json"
+        mlflow = json.loads(record.read_text()) if record.exists() else {}
     if len(jobs) != len(grid(steps)):
         raise SystemExit(f"{side}: {len(jobs)} jobs ended of {len(grid(steps))}")
     pure = [steps / job["cost/steps_per_second"] for job in jobs]
@@ -181,6 +185,7 @@ def timed(side: str, steps: int, workers: int) -> dict[str, float]:
         "tail": max(pure),
         "evaluation": sum(job["cost/evaluation_seconds"] for job in jobs) / sum(pure),
         "final": sum(job["cost/final_seconds"] for job in jobs) / sum(pure),
+        **{f"mlflow_{name}": seconds for name, seconds in mlflow.items()},
     }
 
 
@@ -196,6 +201,13 @@ def rows_of(read: Mapping[str, Mapping[str, float]], steps: int, workers: int) -
             goal = "< 3% together"
             together = ours["evaluation"] + ours["final"] < 0.03
             rows.append(Row(part, "", "optimiser steps", ours[name], goal, together, "share"))
+        busy, waited = ours["mlflow_processor"], ours["mlflow_waited"]
+        share = (busy / workers + waited) / ours["wall"]
+        seconds = f"{busy:.1f} s of a core, {waited:.1f} s at the end"
+        logging = "logging to MLflow, share of the study"
+        rows.append(
+            Row(logging, seconds, f"{ours['wall']:.0f} s", share, "< 1%", share < 0.01, "share")
+        )
         others = {side: one["wall"] for side, one in read.items() if side != "ours"}
         if others:
             best = min(others, key=lambda side: others[side])
