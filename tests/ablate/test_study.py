@@ -1,44 +1,17 @@
 import doctest
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from ablate import plan as plan_module
 from ablate import reader, strict_yaml
-from ablate.lanelm_core import LaneLMCore
 from ablate.nouns import Condition, Criterion, Options, StudyError
-from ablate.plan import job_id
 from ablate.reader import load_study, parse_sets, resolved
 from ablate.study import plan
+from tests.ablate.toys import TOY
 
 CORE = "tests.ablate.toy_core"
-TOY = f"""
-question: Does it run?
-core: {CORE}
-base: {{steps: 30}}
-factors:
-  rate:
-    slow: {{lr: 0.1}}
-    fast: {{lr: 1.0}}
-  noise:
-    low: {{noise: 0.2}}
-    high: {{noise: 0.9}}
-    wild: {{noise: 2}}
-design: one_at_a_time
-seeds: [0, 1]
-"""
-
-
-@pytest.fixture
-def write(tmp_path):
-    def _write(text, name="mine.yaml"):
-        path = tmp_path / name
-        path.write_text(text)
-        return str(path)
-
-    return _write
 
 
 def arms(study):
@@ -448,13 +421,6 @@ def test_arms_that_come_to_the_same_job_are_one(write):
     assert jobs[0].also[0].levels == {"rate": "slow", "noise": "wild"}
 
 
-def test_two_studies_share_the_job_they_share(write):
-    first = plan(load_study(write(TOY)))
-    second = plan(load_study(write(TOY.replace("one_at_a_time", "factorial"), "other.yaml")))
-    shared = {job.id for job in first.jobs} & {job.id for job in second.jobs}
-    assert len(shared) == len(first.jobs)
-
-
 def test_the_notes_of_a_fraction_name_its_aliases(write):
     text = TOY.replace("    wild: {noise: 2}\n", "").replace("seeds:", "zip: []\nseeds:")
     text = text.replace("factors:", "factors:\n  size: {small: {scale: 0.5}, large: {scale: 2.0}}")
@@ -462,167 +428,6 @@ def test_the_notes_of_a_fraction_name_its_aliases(write):
     assert len(made.arms) == 4
     assert made.notes[0] == "fractional: 4 of 8 combinations, resolution 3; noise = size rate"
     assert "aliased: size = rate:noise" in made.notes
-
-
-class TestIds:
-    core = LaneLMCore()
-
-    def id_of(self, seed=0, version=1, reads=None, **settings):
-        dotted = {path.replace("__", "."): value for path, value in settings.items()}
-        identity = self.core.identity(self.core.build({**dotted, "seed": seed}))
-        return job_id(identity, reads or {"data": "d", "backbone": "b"}, seed, version)
-
-    def test_an_id_is_twelve_hex_digits_and_stays_for_good(self):
-        assert self.id_of() == "9bb5cd8f2517"
-        strategy1 = {
-            "visual__levels": "p5",
-            "loss__y_weight": 0.0,
-            "optim__lr": 1e-4,
-            "optim__clip": 0.5,
-            "optim__schedule": "cosine",
-            "optim__lr_min": 1e-6,
-        }
-        assert self.id_of(**strategy1, seed=2) == "c9b715e04f69"
-
-    def test_what_changes_numbers_changes_the_id(self):
-        ids = [
-            self.id_of(),
-            self.id_of(optim__lr=1e-4),
-            self.id_of(optim__lr=1.0000000001e-4),
-            self.id_of(seed=1),
-            self.id_of(version=2),
-            self.id_of(reads={"data": "e", "backbone": "b"}),
-            self.id_of(reads={"data": "d", "backbone": "c"}),
-        ]
-        assert len(set(ids)) == len(ids)
-
-    def test_paths_device_and_logging_do_not(self):
-        assert self.id_of() == self.id_of(
-            data__roots=["/elsewhere"],
-            runtime__device="cuda:1",
-            runtime__log_every=3,
-            runtime__checkpoint_every=7,
-            runtime__threads=2,
-            runtime__pictures=False,
-        )
-
-    def test_a_neutral_value_is_as_good_as_none(self):
-        """So a field that is added later, neutral in all old jobs, leaves their ids alone."""
-        config = self.core.build({})
-        for path, value in self.core.settings(config).items():
-            if path != "seed":
-                assert self.id_of(**{path.replace(".", "__"): value}) == self.id_of(), path
-
-    def test_a_preset_is_only_its_settings(self, monkeypatch):
-        from model import presets
-
-        before = self.id_of(preset="strategy1")
-        spelt = dict(presets.PRESETS["strategy1"])
-        changed = {**spelt, "optim.lr": 7e-4}
-        monkeypatch.setitem(presets.PRESETS, "strategy1", changed)
-        assert self.id_of(preset="strategy1") != before
-        assert self.id_of(preset="strategy1", optim__lr=1e-4) == before
-        assert self.id_of(**{path.replace(".", "__"): v for path, v in spelt.items()}) == before
-
-    def test_equal_settings_of_two_cores_are_two_jobs(self, write, tmp_path, monkeypatch):
-        monkeypatch.syspath_prepend(tmp_path)
-        source = (Path(__file__).parent / "toy_core.py").read_text()
-        found = []
-        for name in ("core_of_one", "core_of_another"):
-            (tmp_path / f"{name}.py").write_text(source)
-            study = TOY.replace(CORE, name)
-            found.append({job.id for job in plan(load_study(write(study))).jobs})
-        assert found[0]
-        assert not found[0] & found[1]
-
-    def test_numbers_are_canonical(self):
-        same = [{"a": 1, "b": [0.5]}, {"b": (0.5,), "a": 1.0}]
-        assert len({job_id(identity, {}, 0, 1) for identity in same}) == 1
-        assert job_id({"a": -0.0}, {}, 0, 1) == job_id({"a": 0}, {}, 0, 1)
-        assert job_id({"a": True}, {}, 0, 1) != job_id({"a": 1}, {}, 0, 1)
-        assert job_id({"a": "1"}, {}, 0, 1) != job_id({"a": 1}, {}, 0, 1)
-        with pytest.raises(StudyError, match="finite"):
-            job_id({"a": float("nan")}, {}, 0, 1)
-
-
-@pytest.mark.parametrize("path", sorted(Path("studies").glob("*.yaml")), ids=lambda path: path.stem)
-def test_a_shipped_study_opens_with_what_it_is(path):
-    head = path.read_text().split("\nquestion:")[0]
-    for part in ("# Question:", "# Command:", "# Cost:", "# Expected:"):
-        assert part in head
-    assert all(line.startswith("#") for line in head.splitlines())
-
-
-def test_strategy1_is_the_baseline_each_change_all_and_all_but_one():
-    made = plan(load_study("strategy1"))
-    assert [arm.label for arm in made.arms] == [
-        "base",
-        "tokens=p5",
-        "y_loss=x only",
-        "lr=1e-4",
-        "clip=0.5",
-        "schedule=cosine",
-        "code=as run",
-        "all",
-        "all but tokens",
-        "all but y_loss",
-        "all but lr",
-        "all but clip",
-        "all but schedule",
-        "overfit .26",
-        "overfit .26 clamped",
-    ]
-    assert len(made.jobs) == 45
-    core = LaneLMCore()
-    settings = {job.arm: job.settings for job in made.jobs if job.seed == 0}
-    assert core.build(settings["base"]) == core.build({"preset": "v4_fixed"})
-    assert core.build(settings["all"]) == core.build({"preset": "strategy1"})
-    assert core.build(settings["code=as run"]) == core.build({"preset": "v4_fixed_as_run"})
-    assert core.build(settings["overfit .26"]) == core.build({"preset": "overfit_026"})
-    clamped = core.build({"preset": "overfit_026_clamped"})
-    assert core.build(settings["overfit .26 clamped"]) == clamped
-    assert {job.size["visual_tokens"] for job in made.jobs} == {250, 5250}
-
-
-def test_the_size_of_the_users_own_experiments_is_one_set_away():
-    study = load_study("strategy1", Options(sets=("model.preset=lanelm_256",)))
-    (job, *_) = plan(study).jobs
-    sizes = [job.settings[f"model.{name}"] for name in ("d_model", "n_layers", "n_heads", "d_ff")]
-    assert sizes == [256, 4, 8, 512]
-
-
-def test_the_other_strategies_and_the_grid():
-    tokens = {arm: job.size["visual_tokens"] for arm, job in _by_arm("strategy2").items()}
-    assert tokens == {
-        "full/no pool": 5250,
-        "full/pool 250": 250,
-        "2x2/no pool": 1500,
-        "2x2/pool 250": 250,
-        "as run": 5250,
-    }
-    assert list(_by_arm("strategy3")) == [
-        "absolute/plain",
-        "absolute/stronger",
-        "relative/plain",
-        "relative/stronger",
-        "as run",
-        "overfit .26",
-        "overfit .26 clamped",
-    ]
-    shared = {job.id for job in plan(load_study("strategy1")).jobs}
-    assert len(shared & {job.id for job in plan(load_study("strategy3")).jobs}) == 4 * 3
-    grid = plan(load_study("grid"))
-    assert len({job.id for job in grid.jobs}) == 144
-    assert {job.settings["optim.schedule"] for job in grid.jobs} == {"cosine"}
-
-
-def _by_arm(name):
-    return {job.arm: job for job in plan(load_study(name)).jobs}
-
-
-def test_strategies_share_their_baseline():
-    first, *others = (plan(load_study(f"strategy{n}")).jobs[0].id for n in (1, 2, 3))
-    assert others == [first, first]
 
 
 def test_ten_thousand_jobs_are_planned_in_a_gigabyte(write):

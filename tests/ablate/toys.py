@@ -19,6 +19,22 @@ from ablate.run import RunOptions, RunSummary, run
 from tests.ablate import toy_core
 
 CORE = "tests.ablate.toy_core"
+TOY = f"""
+question: Does it run?
+core: {CORE}
+base: {{steps: 30}}
+factors:
+  rate:
+    slow: {{lr: 0.1}}
+    fast: {{lr: 1.0}}
+  noise:
+    low: {{noise: 0.2}}
+    high: {{noise: 0.9}}
+    wild: {{noise: 2}}
+design: one_at_a_time
+seeds: [0, 1]
+"""
+"""A study file of 3 arms and 2 seeds."""
 
 
 def toy_study(**changes: Any) -> Study:

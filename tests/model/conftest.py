@@ -1,12 +1,15 @@
-"""Models that several test files read; fitted once."""
+"""Models that several test files read, fitted once, and runs that others are compared with."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 import torch
 
 from model.lanelm import LaneLM
 from tests.model.small import CHANNELS, Blind, MemoryBank, config_with, fit, split_of
+from tests.model.tiny import VARIED, Events, Numbers, run, tiny
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +34,21 @@ def memorising(memory_bank: MemoryBank) -> LaneLM:
     model = Blind(config, CHANNELS)
     fit(model, memory_bank, split_of(config, [0]), 80)
     return model
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder for the features of tiny jobs."""
+    return tmp_path_factory.mktemp("features")
+
+
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[Numbers, Events]:
+    """Give what a tiny job reads, undisturbed."""
+    return run(tiny(), tmp_path_factory.mktemp("plain"), cache)
+
+
+@pytest.fixture(scope="session")
+def varied(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[Numbers, Events]:
+    """Give what a tiny job of many parts reads, undisturbed."""
+    return run(tiny(**VARIED), tmp_path_factory.mktemp("varied"), cache)

@@ -22,11 +22,6 @@ TOLERANCE = 2e-3
 """Float rounding that some steps of training have passed through, relative or absolute."""
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("features")
-
-
 def together(configs: list[TrainConfig], folder: Path, cache: Path, **options: Any) -> list[End]:
     """Train configs as one cohort, each in its own folder; their ends in order."""
     members = [

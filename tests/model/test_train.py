@@ -1,12 +1,4 @@
-import dataclasses
-import json
 import math
-import os
-import pickle
-import signal
-import subprocess
-import sys
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +10,9 @@ from model.checkpoint import load_checkpoint
 from model.conclude import reset_peak_memory
 from model.config import TrainConfig
 from model.init import stream
-from model.loss import YWeight, compute_loss
+from model.loss import YWeight
 from model.metrics import loss_trend
-from model.outcome import Diverged, Enough, Interrupted
-from model.train import train
-from tests.model.tiny import Events, numbers, run, settings, tiny
-
-Numbers = dict[str, float]
-
-
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("features")
-
+from tests.model.tiny import VARIED, Events, Numbers, numbers, run, tiny
 
 AGREED = [
     "final/loss",
@@ -53,33 +35,6 @@ AGREED = [
     "cost/steps_per_second",
     "cost/peak_memory_mb",
 ]
-
-VARIED = {  # all that a resumption has to get right at once
-    "model__dropout": 0.1,
-    "optim__schedule": "cosine",
-    "optim__warmup": 2,
-    "loss__y_schedule": "staged",
-    "loss__y_threshold": 50.0,
-    "loss__y_patience": 2,
-    "loss__y_hold": 2,
-    "loss__y_ramp": 4,
-    "exposure__mode": "scheduled_sampling",
-    "exposure__input_noise": 0.5,
-    "batch__accumulate": 2,
-    "batch__lanes": 3,
-    "data__train_images": 3,
-}
-
-
-@pytest.fixture(scope="session")
-def plain(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[Numbers, Events]:
-    """What a tiny job reads, undisturbed."""
-    return run(tiny(), tmp_path_factory.mktemp("plain"), cache)
-
-
-@pytest.fixture(scope="session")
-def varied(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[Numbers, Events]:
-    return run(tiny(**VARIED), tmp_path_factory.mktemp("varied"), cache)
 
 
 def test_a_run_logs_and_returns_what_is_agreed(plain: tuple[Numbers, Events]) -> None:
@@ -121,110 +76,6 @@ def test_how_often_it_logs_and_saves_changes_no_number(
 ) -> None:
     rarely = tiny(**VARIED, runtime__log_every=5, runtime__checkpoint_every=100)
     assert numbers(run(rarely, tmp_path, cache)[0]) == numbers(varied[0])
-
-
-@pytest.mark.parametrize("stops", [[0], [1], [3, 4], [5], [7], [2, 6]])
-def test_a_stopped_run_ends_as_an_undisturbed_one(
-    tmp_path: Path, cache: Path, stops: list[int], varied: tuple[Numbers, Events]
-) -> None:
-    config = tiny(**VARIED)
-    whole, log = varied
-    events = Events()
-    for stop in stops:
-        with pytest.raises(Interrupted):
-            train(config, events, tmp_path, cache, until(events, stop))
-        assert load_checkpoint(tmp_path / "checkpoint.pt")["progress"]["step"] == stop
-    assert numbers(train(config, events, tmp_path, cache)) == numbers(whole)
-    for name in ("train/loss", "train/grad_norm", "train/y_weight", "val/coverage"):
-        assert events.of(name) == log.of(name), name
-
-
-def until(events: Events, step: int) -> Callable[[], bool]:
-    """Stop when that step was logged."""
-    return lambda: max((s for s, m, _ in events.lines if "train/loss" in m), default=0) >= step
-
-
-SCRIPT = """
-import json, sys
-from pathlib import Path
-from model.presets import build
-from model.train import train
-settings, folder, cache = sys.argv[1:]
-log = lambda step, metrics, event=None: print(step, flush=True)
-metrics = train(build(json.loads(settings)), log, Path(folder), Path(cache))
-print(json.dumps(metrics))
-"""
-
-
-def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path: Path, cache: Path) -> None:
-    varied = settings(**VARIED, optim__steps=40, evaluation__every=20)
-    whole, _ = run(tiny(**VARIED, optim__steps=40, evaluation__every=20), tmp_path / "a", cache)
-    folder = tmp_path / "killed"
-    command = [sys.executable, "-c", SCRIPT, json.dumps(varied), str(folder), str(cache)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if int(line) >= 15:  # in the middle, past some checkpoints
-                process.send_signal(signal.SIGKILL)
-                break
-    assert process.returncode == -signal.SIGKILL
-    kept = load_checkpoint(folder / "checkpoint.pt")["progress"]["step"]
-    assert 12 <= kept < 40
-    metrics, events = run(tiny(**VARIED, optim__steps=40, evaluation__every=20), folder, cache)
-    assert events.events[0] == (kept, f"resumed after step {kept}")
-    assert numbers(metrics) == numbers(whole)
-
-
-def test_killed_after_the_last_step_only_the_readings_come_again(
-    tmp_path: Path, cache: Path, plain: tuple[Numbers, Events]
-) -> None:
-    run(tiny(), tmp_path, cache)
-    metrics, events = run(tiny(), tmp_path, cache)
-    assert numbers(metrics) == numbers(plain[0])
-    assert events.of("train/loss") == {}
-
-
-@pytest.mark.parametrize("damage", ["torn", "flipped", "empty", "foreign"])
-def test_a_damaged_checkpoint_starts_over_and_says_so(
-    tmp_path: Path, cache: Path, damage: str, plain: tuple[Numbers, Events]
-) -> None:
-    with pytest.raises(Interrupted):
-        train(tiny(), Events(), tmp_path, cache, stop_at(5))
-    path = tmp_path / "checkpoint.pt"
-    data = bytearray(path.read_bytes())
-    if damage == "torn":
-        path.write_bytes(data[: len(data) // 2])
-    elif damage == "flipped":
-        place = data.index(b"head_x.weight")  # in the pickle; and in the weights
-        data[place] ^= 1
-        data[len(data) // 2] ^= 1
-        path.write_bytes(data)
-    elif damage == "empty":
-        path.write_bytes(b"")
-    else:
-        torch.save({"state_dict": {}}, path)
-    metrics, events = run(tiny(), tmp_path, cache)
-    (step, event) = events.events[0]
-    assert step == 0
-    assert event.startswith("starting over: checkpoint")
-    assert "\n" not in event
-    assert numbers(metrics) == numbers(plain[0])
-
-
-def test_a_checkpoint_of_other_settings_is_not_gone_on_from(
-    tmp_path: Path, cache: Path, plain: tuple[Numbers, Events]
-) -> None:
-    with pytest.raises(Interrupted):
-        train(tiny(optim__lr=0.5), Events(), tmp_path, cache, stop_at(5))
-    metrics, events = run(tiny(), tmp_path, cache)
-    assert "optim.lr was 0.5, now 0.0003" in events.events[0][1]
-    assert numbers(metrics) == numbers(plain[0])
-
-
-def stop_at(step: int) -> Any:
-    calls = iter(range(1000))
-    return lambda: next(calls) >= step
 
 
 @pytest.mark.parametrize("lanes", [None, 5])
@@ -283,46 +134,6 @@ def test_the_first_y_stage_waits_for_the_loss_of_hard_targets(
     name = "train/loss" if soft else "train/loss_x"
     assert seen == list(events.of(name).values())
     assert events.of("train/loss") != events.of("train/loss_x")
-
-
-def test_a_loss_that_is_not_finite_ends_the_run(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls = iter(range(1000))
-
-    def poisoned(*args: Any, **kwargs: Any) -> Any:
-        losses = compute_loss(*args, **kwargs)
-        bad = math.nan if next(calls) == 5 else 1.0
-        return dataclasses.replace(losses, objective=losses.objective * bad)
-
-    monkeypatch.setattr("model.train.compute_loss", poisoned)
-    for every in (1, 4):  # seen later, told right
-        calls = iter(range(1000))
-        with pytest.raises(Diverged) as caught:
-            run(tiny(runtime__log_every=every), tmp_path / str(every), cache)
-        assert caught.value.step == 6
-        assert "step 6: objective is nan" in str(caught.value)
-        assert all(math.isfinite(value) for value in caught.value.metrics.values())
-        assert "train/loss" in caught.value.metrics
-        assert "attention/uniformity" in caught.value.metrics
-
-
-def test_endless_growth_ends_the_run(tmp_path: Path, cache: Path) -> None:
-    with pytest.raises(Diverged, match="running objective") as caught:
-        run(tiny(optim__lr=30.0, optim__clip=None, optim__steps=200), tmp_path, cache)
-    assert caught.value.step < 200
-    assert caught.value.metrics["train/objective"] > 30
-
-
-def test_a_high_but_bounded_loss_is_no_divergence(tmp_path: Path, cache: Path) -> None:
-    metrics, _ = run(tiny(optim__lr=0.05, optim__steps=30), tmp_path, cache)
-    assert math.isfinite(metrics["train/loss"])
-
-
-def test_diverged_survives_the_way_out_of_a_worker() -> None:
-    error = pickle.loads(pickle.dumps(Diverged(7, {"train/loss": 2.0}, "objective is nan")))
-    assert (error.step, error.metrics) == (7, {"train/loss": 2.0})
-    assert str(error) == "diverged at step 7: objective is nan"
 
 
 def test_best_is_chosen_by_validation_px_not_by_training_loss(
@@ -506,59 +317,6 @@ def test_every_step_and_pass_draws_from_a_stream_of_its_own(
     without = config.model_dump() | {"model": config.model.model_dump() | {"dropout": 0.0}}
     other, _ = run(TrainConfig.model_validate(without), tmp_path / "b", cache)
     assert other["train/loss"] != metrics["train/loss"]
-
-
-def ended(
-    folder: Path, cache: Path, config: TrainConfig, enough: Enough | None = None
-) -> dict[str, float]:
-    return train(config, Events(), folder, cache, enough=enough)
-
-
-def test_a_run_ends_early_only_when_all_its_final_readings_say_so(
-    tmp_path: Path, cache: Path
-) -> None:
-    asked: list[tuple[bool, set[str]]] = []
-
-    def never(metrics: Mapping[str, float], *, whole: bool) -> bool:
-        asked.append((whole, set(metrics)))
-        return not whole
-
-    whole = ended(tmp_path / "whole", cache, tiny())
-    assert numbers(ended(tmp_path / "asked", cache, tiny(), enough=never)) == numbers(whole)
-    assert [is_whole for is_whole, _ in asked] == [False, True]  # once, after step 4 of 8
-    (_, cheap), (_, full) = asked
-    assert {"final/coverage", "final/uniformity"} <= cheap
-    assert {"final/loss", "final/uniformity_init"} <= full
-    assert "final/loss" not in cheap
-
-
-def test_a_run_that_ended_early_says_where_and_can_be_gone_on_with(
-    tmp_path: Path, cache: Path
-) -> None:
-    def always(metrics: Mapping[str, float], *, whole: bool) -> bool:
-        return True
-
-    early = ended(tmp_path / "early", cache, tiny(), enough=always)
-    assert early["final/step"] == 4
-    short = tiny(optim__steps=4)
-    same = {"final/loss", "final/uniformity", "final/coverage", "val/coverage", "val/f1"}
-    wanted = ended(tmp_path / "short", cache, short)
-    assert {n: early[n] for n in same} == {n: wanted[n] for n in same}
-    # killed after its checkpoint: asked again there, it ends there again
-    assert numbers(ended(tmp_path / "early", cache, tiny(), enough=always)) == numbers(early)
-    whole = ended(tmp_path / "whole", cache, tiny())
-    assert numbers(ended(tmp_path / "early", cache, tiny())) == numbers(whole)
-    assert "final/step" not in whole
-
-
-def test_a_run_that_ended_before_any_validation_reads_the_validation_images(
-    tmp_path: Path, cache: Path
-) -> None:
-    early = ended(
-        tmp_path, cache, tiny(evaluation__val_every=500), enough=lambda metrics, whole: True
-    )
-    assert early["final/step"] == early["best/step"] == 4
-    assert early["best/px_error"] == early["val/px_error"]
 
 
 def test_the_device_is_woken_before_its_memory_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,25 @@ SETTINGS: dict[str, Any] = {
     "runtime.pictures": False,
 }
 
+VARIED: dict[str, Any] = {
+    "model__dropout": 0.1,
+    "optim__schedule": "cosine",
+    "optim__warmup": 2,
+    "loss__y_schedule": "staged",
+    "loss__y_threshold": 50.0,
+    "loss__y_patience": 2,
+    "loss__y_hold": 2,
+    "loss__y_ramp": 4,
+    "exposure__mode": "scheduled_sampling",
+    "exposure__input_noise": 0.5,
+    "batch__accumulate": 2,
+    "batch__lanes": 3,
+    "data__train_images": 3,
+}
+"""All that a resumption has to get right at once."""
+
+Numbers = dict[str, float]
+
 
 def settings(**changes: Any) -> dict[str, Any]:
     """Settings of a tiny job; `optim__lr=1.0` for "optim.lr"."""
