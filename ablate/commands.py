@@ -124,7 +124,8 @@ def run(
         str,
         typer.Option(
             metavar="K|auto|off",
-            help="Jobs of one shape that train as one model; auto: on a GPU.",
+            help="Jobs of one shape that train as one model; auto: on a GPU; anywhere, jobs that "
+            "differ in decoding alone train once; off: each by itself.",
         ),
     ] = "auto",
 ) -> None:

@@ -50,7 +50,7 @@ class Log(Protocol):
 
 @dataclass(frozen=True)
 class Member:
-    """One job of several that train as one model: what `Core.train` takes."""
+    """One job of several that train as one: what `Core.train` takes."""
 
     settings: Settings
     log: Log
@@ -163,10 +163,18 @@ class Core(Protocol):
         """How many jobs of this kind train as one where nothing else is said; 1: each alone."""
         ...
 
+    def twinship(self, settings: Settings) -> str | None:
+        """A name shared by jobs whose training is the same; None: this one's is its own.
+
+        They differ in what is read of it alone, as in how lanes are decoded: trained once, each
+        reads to the bit what it would have read alone.
+        """
+        ...
+
     def train_cohort(
         self, members: Sequence[Member], cache: Path
     ) -> Iterator[tuple[int, dict[str, float] | Exception]]:
-        """Train jobs of one kinship as one model; the place and end of each as it comes.
+        """Train jobs of one kinship or twinship as one; the place and end of each as it comes.
 
         An end is what `train` would have returned or raised.
         """

@@ -34,7 +34,7 @@ class Followed:
     job: Job
     attempt: int = 1
     shared: int = 0
-    """Attempts that were made with others as one model: their trouble may not be this job's."""
+    """Attempts that were made with others as one: their trouble may not be this job's."""
     since: float = 0.0
     offset: int = 0
 
@@ -101,17 +101,18 @@ class Dispatcher:
                 self.engine.submit(replace(lead, members=tuple(others)))
 
     def _next(self) -> list[Followed]:
-        """Take the next job, and those that train as one model with it; a retried one is alone."""
+        """Take the next job, and those that train as one with it; a retried one is alone."""
         first = self.waiting.popleft()
-        room = self.kin.room(first.job.id) if first.attempt == 1 else 0
-        if not room:
+        bond = self.kin.bond(first.job.id)
+        if bond is None or first.attempt > 1:
             return [first]
         alike = [
             other
             for other in self.waiting
-            if other.attempt == 1 and self.kin.alike(first.job.id, other.job.id)
+            if other.attempt == 1 and self.kin.bond(other.job.id) == bond
         ]
-        if self.share_out:  # no worker is to wait while others train many
+        room = bond.size - 1
+        if self.share_out and not bond.twins:  # no worker is to wait while others train many
             room = min(room, math.ceil((len(alike) + 1) / max(self.engine.workers, 1)) - 1)
         for followed in alike[:room]:
             self.waiting.remove(followed)

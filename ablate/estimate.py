@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -36,6 +36,8 @@ class Estimate:
     jobs: int
     """Of the plan."""
     to_run: int
+    trainings: int
+    """Of those: jobs whose training is the same share one."""
     guesses: Mapping[Shape, Guess]
     """By shape of what is to run, most jobs first."""
     counts: Mapping[Shape, int]
@@ -55,6 +57,7 @@ class Estimate:
         return {
             "jobs": self.jobs,
             "to_run": self.to_run,
+            "trainings": self.trainings,
             "workers": self.workers,
             "seconds": self.seconds,
             "cpu_seconds": self.cpu_seconds,
@@ -73,6 +76,9 @@ def estimate(
     costs: Mapping[Shape, Cost],
     environment: Mapping[str, Any],
     workers: int,
+    trainings: Callable[[Iterable[Job]], Iterable[Sequence[Job]]] = lambda jobs: (
+        [j] for j in jobs
+    ),
 ) -> Estimate:
     """Estimate what is left of a plan.
 
@@ -82,6 +88,7 @@ def estimate(
         costs: of shapes that were probed on this machine.
         environment: this machine's, as results name theirs.
         workers: jobs at once.
+        trainings: groups jobs into those that train once together; without, each by itself.
     """
     todo = [job for job in jobs if job.id not in results]
     by_shape = {shape(job): job for job in todo}
@@ -103,12 +110,14 @@ def estimate(
             seconds = None if rate is None else rate * effort(job)
             found[key] = Guess(seconds, None, "unknown" if rate is None else "scaled")
     ordered = dict(sorted(found.items(), key=lambda item: -counts[item[0]]))
-    workers = max(1, min(workers, len(todo)))
-    times = _times(todo, found)
+    groups = list(trainings(todo))
+    workers = max(1, min(workers, len(groups)))
+    times = _times(groups, found)
     return Estimate(
         workers,
         len(jobs),
         len(todo),
+        len(groups),
         ordered,
         counts,
         None if times is None else makespan(times, workers),
@@ -150,8 +159,8 @@ def makespan(seconds: Iterable[float], workers: int) -> float:
     return max(free)
 
 
-def _times(todo: Iterable[Job], found: Mapping[Shape, Guess]) -> list[float] | None:
-    times = [found[shape(job)].seconds for job in todo]
+def _times(groups: Iterable[Sequence[Job]], found: Mapping[Shape, Guess]) -> list[float] | None:
+    times = [found[shape(lead)].seconds for lead, *_ in groups]
     return None if None in times else [time for time in times if time is not None]
 
 

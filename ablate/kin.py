@@ -1,14 +1,23 @@
-"""Which jobs can train as one model: what the core says of their shapes, and how many at most."""
+"""Which jobs train as one: what the core says of their shapes and trainings, and how many at most.
+
+Kin are of one shape: stacked, they fill a GPU. Twins train alike to the bit and differ in what is
+read of it: once is enough, anywhere.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from ablate.core import Core
 from ablate.nouns import Job, Study
+
+TWINS = 8
+"""How many twins train as one: each has its own weights chosen as best, and its own readings."""
 
 
 def may_fuse(study: Study) -> bool:
@@ -16,11 +25,33 @@ def may_fuse(study: Study) -> bool:
     return study.pruning is None and not study.stop_when_passed
 
 
+def trainings(core: Core, jobs: Iterable[Job]) -> list[list[Job]]:
+    """Group jobs into trainings, in their order: twins together, every other by itself."""
+    by_name: dict[str, list[list[Job]]] = {}
+    for job in jobs:
+        own = by_name.setdefault(core.twinship(job.settings) or job.id, [])
+        if not own or len(own[-1]) == TWINS:
+            own.append([])
+        own[-1].append(job)
+    return [group for own in by_name.values() for group in own]
+
+
+@dataclass(frozen=True)
+class Bond:
+    """What holds jobs together that may train as one."""
+
+    name: str
+    size: int
+    """Jobs at most."""
+    twins: bool
+
+
 class Kin:
-    """Remembers the kinship of jobs; one it never heard of trains alone."""
+    """Remembers the bonds of jobs; one it never heard of trains alone."""
 
     def __init__(self) -> None:
-        self._known: dict[str, tuple[str, int]] = {}
+        self._known: dict[str, Bond] = {}
+        self._bound: Counter[Bond] = Counter()
 
     def learn(
         self,
@@ -33,27 +64,35 @@ class Kin:
         """Ask the core about jobs.
 
         Args:
-            core: knows their shapes.
+            core: knows their shapes and trainings.
             jobs: any.
             configs: theirs.
-            at_most: how many train as one; None: as many as the core says.
+            at_most: how many train as one; None: twins, and kin as many as the core says.
             room: how many of those the memory has room for; None: not known.
         """
         for job, config in zip(jobs, configs, strict=True):
             size = at_most or min(core.fused_by_default(config), room or sys.maxsize)
             kinship = core.kinship(config) if size > 1 else None
-            if kinship is not None:
-                self._known[job.id] = kinship, size
+            twinship = core.twinship(job.settings) if at_most is None and not kinship else None
+            name = kinship or twinship
+            if name is not None and job.id not in self._known:
+                digest = hashlib.sha256(name.encode()).hexdigest()  # of thousands of settings
+                bond = Bond(digest, TWINS if kinship is None else size, kinship is None)
+                self._known[job.id] = bond
+                self._bound[bond] += 1
+
+    def share(self, job_id: str) -> float:
+        """Give the part of a training that a job takes: less than 1 where twins train along."""
+        bond = self.bond(job_id)
+        return 1 / min(bond.size, self._bound[bond]) if bond and bond.twins else 1.0
 
     @property
     def most(self) -> int:
-        """How many of the jobs known so far would train as one at most."""
-        counts = Counter(self._known.values())
-        return max((min(n, size) for (_, size), n in counts.items()), default=1)
+        """How many of the jobs known so far would train as one stacked model at most."""
+        sizes = [min(n, bond.size) for bond, n in self._bound.items() if not bond.twins]
+        return max(sizes, default=1)
 
-    def room(self, job_id: str) -> int:
-        """How many others may train beside a job."""
-        return self._known[job_id][1] - 1 if job_id in self._known else 0
-
-    def alike(self, job_id: str, other: str) -> bool:
-        return other in self._known and self._known[other][0] == self._known[job_id][0]
+    def bond(self, job_id: str) -> Bond | None:
+        """What holds a job and others known so far together; None: it has no others."""
+        bond = self._known.get(job_id)
+        return bond if bond is not None and self._bound[bond] > 1 else None

@@ -190,16 +190,24 @@ class LaneLMCore:
     def fused_by_default(self, config: Any) -> int:
         return FUSED_ON_GPU if config.runtime.device.startswith("cuda") else 1
 
+    def twinship(self, settings: Settings) -> str | None:
+        from model.workload import twinship
+
+        return twinship(settings)
+
     def train_cohort(
         self, members: Sequence[Member], cache: Path
     ) -> Iterator[tuple[int, dict[str, float] | Exception]]:
-        from model import cohort
+        from model import cohort, twins
 
+        names = {self.twinship(member.settings) for member in members}
+        alike = len(names) == 1 and None not in names
+        together = twins.train_twins if alike else cohort.train_cohort
         ours = [
             cohort.Member(self.build(member.settings), member.log, member.workdir, member.stop)
             for member in members
         ]
-        for place, end in cohort.train_cohort(ours, cache):
+        for place, end in together(ours, cache):
             yield place, _ours(end) if isinstance(end, Exception) else end
 
     def criteria(self) -> tuple[Criterion, ...]:

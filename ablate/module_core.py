@@ -161,6 +161,9 @@ class ModuleCore:
     def fused_by_default(self, config: Any) -> int:
         return 1
 
+    def twinship(self, settings: Settings) -> str | None:
+        return None
+
     def train_cohort(
         self, members: Sequence[Member], cache: Path
     ) -> Iterator[tuple[int, dict[str, float] | Exception]]:

@@ -127,6 +127,8 @@ def estimate_lines(guess: Estimate) -> list[str]:
     line = f"about {duration(guess.seconds)} to go with {_many(guess.workers, 'worker')}"
     if guess.workers > 1:
         line += f" ({duration(guess.cpu_seconds)} of all together)"
+    if guess.trainings < guess.to_run:
+        line += f"; {guess.to_run} jobs in {_many(guess.trainings, 'training')}"
     if guess.memory_mb is not None:
         total = guess.memory_mb * guess.workers
         line += f"; {guess.memory_mb / 1e3:.1f} GB a worker, {total / 1e3:.1f} GB in all"

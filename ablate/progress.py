@@ -6,7 +6,7 @@ No I/O and no clock of its own: the coordinator says what happened and when.
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -97,7 +97,9 @@ class Progress:
         """The three jobs that meet most criteria, then with the least px error, then loss."""
         self.stopping = False
         self._waiting: dict[str, Shape] = {}
-        self._queue: Counter[Shape] = Counter()
+        self._queue: defaultdict[Shape, float] = defaultdict(float)
+        """Trainings that wait, of each shape."""
+        self._share: dict[str, float] = {}
         self._states: Counter[str] = Counter()
         self._effort: dict[Shape, float] = {}
         self._seconds: dict[Shape, tuple[float, int]] = {}  # sum, count
@@ -119,6 +121,15 @@ class Progress:
         """Take jobs that an adaptive design added."""
         self.jobs |= {job.id: job for job in jobs}
         self.begin(results, [job.id for job in waiting])
+
+    def share(self, job_id: str, part: float) -> None:
+        """Hear that a waiting job takes but a part of a training: others train along with it."""
+        if job_id in self._waiting:
+            self._queue[self._waiting[job_id]] -= self._part(job_id) - part
+            self._share[job_id] = part
+
+    def _part(self, job_id: str) -> float:
+        return self._share.get(job_id, 1.0)
 
     @property
     def busy(self) -> bool:
@@ -179,7 +190,10 @@ class Progress:
             for row, key, left in rows
         ]
         queued = {} if self.stopping else {key: whole(key) for key in self._queue}
-        total = sum(at_work) + sum(queued[key] * self._queue[key] for key in queued)
+        total = sum(
+            part * self._part(row.job.id) for part, (row, *_) in zip(at_work, rows, strict=True)
+        )
+        total += sum(queued[key] * self._queue[key] for key in queued)
         return max(total / max(self.workers, 1), max([*at_work, *queued.values()], default=0.0))
 
     def _take(self, result: Result) -> None:
@@ -195,8 +209,8 @@ class Progress:
     def _leave_queue(self, job_id: str) -> None:
         key = self._waiting.pop(job_id, None)
         if key is not None:
-            self._queue[key] -= 1
-            if not self._queue[key]:
+            self._queue[key] -= self._part(job_id)
+            if self._queue[key] < 1e-9:  # parts of one
                 del self._queue[key]
 
     def _time(self, job_id: str, seconds: float | None) -> None:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -174,10 +174,12 @@ class Request:
         """Time and memory of what has not ended, from what is known without timing anything."""
         from ablate.engines import available_cores
         from ablate.estimate import estimate
+        from ablate.kin import may_fuse, trainings
 
         jobs, known = self.plan.jobs, self.costs.of(self.to_run)
         crew = workers or available_cores()
-        return estimate(jobs, self.results, known, self.environment, crew)
+        once = {"trainings": partial(trainings, self.core)} if may_fuse(self.study) else {}
+        return estimate(jobs, self.results, known, self.environment, crew, **once)
 
     @property
     def to_run(self) -> list[Job]:

@@ -60,7 +60,8 @@ class RunOptions:
     rerun: bool = False
     """Run jobs again whose results come from other core code than today's."""
     fuse: int | None = None
-    """Jobs of one shape that train as one model, at most; 1: each alone; None: the core's word."""
+    """Jobs of one shape that train as one model, at most; 1: each alone; None: the core's word, and
+    jobs whose training is the same train once."""
     room: int | None = None
     """How many jobs that train as one a worker's share of its GPU has room for, where `fuse` does
     not say; None: not known."""
@@ -291,7 +292,10 @@ class _Coordinator:
             configs = [self.core.build(job.settings) for job in todo]
             if engine.fuses and may_fuse(self.study):
                 how = self.options
-                self.dispatcher.kin.learn(self.core, todo, configs, how.fuse, how.room)
+                kin = self.dispatcher.kin
+                kin.learn(self.core, todo, configs, how.fuse, how.room)
+                for job in todo:
+                    self.progress.share(job.id, kin.share(job.id))
             shared = self.core.prepare(configs, cache, progress)
             engine.share([cache] if shared is None else shared)
         except _Stopped:

@@ -111,7 +111,7 @@ class Worker:
     def _train_together(
         self, ledger: Ledger, tasks: Sequence[Task], stop: StopAsked
     ) -> dict[str, Outcome]:
-        """Train several jobs as one model; each ends by itself, in a folder of its own."""
+        """Train several jobs as one; each ends by itself, in a folder of its own."""
         diaries = [Diary(ledger, task.job_id) for task in tasks]
         cohort = [task.job_id for task in tasks]
         for diary, task in zip(diaries, tasks, strict=True):

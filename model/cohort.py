@@ -66,12 +66,8 @@ def train_cohort(members: Sequence[Member], cache: Path) -> Iterator[tuple[int, 
     Raises nothing of a member's own: what it would have raised alone is its end.
     """
     torch.set_num_threads(members[0].config.runtime.threads)
-    jobs: dict[int, Job] = {}
-    for i, member in enumerate(members):
-        try:
-            jobs[i] = Job(member.config, member.log, member.workdir, cache)
-        except Exception as error:  # noqa: BLE001 - the others can do without it
-            yield i, error
+    jobs, failed = opened(members, cache)
+    yield from failed.items()
     while jobs:
         cohort = _Cohort(list(jobs.values()), [members[i] for i in jobs])
         ends: dict[int, End] = {}
@@ -81,10 +77,38 @@ def train_cohort(members: Sequence[Member], cache: Path) -> Iterator[tuple[int, 
         places = list(jobs)
         for place, end in ends.items():
             job = jobs.pop(places[place])
-            yield places[place], end if isinstance(end, Exception) else _finish(job)
+            yield places[place], end if isinstance(end, Exception) else finish(job)
 
 
-def _finish(job: Job) -> End:
+def opened(members: Sequence[Member], cache: Path) -> tuple[dict[int, Job], dict[int, Exception]]:
+    """Begin members' jobs, or go on from their checkpoints; those that cannot, and why."""
+    jobs: dict[int, Job] = {}
+    failed: dict[int, Exception] = {}
+    for i, member in enumerate(members):
+        try:
+            jobs[i] = Job(member.config, member.log, member.workdir, cache)
+        except Exception as error:  # noqa: BLE001 - the others can do without it
+            failed[i] = error
+    return jobs, failed
+
+
+def due(job: Job, member: Member) -> End | None:
+    """Say how a member ends before its next step; None: it goes on."""
+    steps = job.config.optim.steps
+    if job.progress.step >= steps:
+        return {}
+    try:
+        if member.stop():
+            job.book(0.0)
+            job.save()
+            return Interrupted(f"stopped after step {job.progress.step} of {steps}")
+    except Exception as error:  # noqa: BLE001 - a full disk, or it diverged since its last look
+        return error
+    return None
+
+
+def finish(job: Job) -> End:
+    """Take a member's last readings, or what went wrong with them."""
     job.book(0.0)
     try:
         return job.finish()
@@ -102,7 +126,8 @@ class _Cohort:
 
     def step(self) -> dict[int, End]:
         """Move every member one step of its own; give the ends of those that leave, if any."""
-        leaving = {k: end for k in range(len(self.jobs)) if (end := self._due(k)) is not None}
+        own = enumerate(zip(self.jobs, self.members, strict=True))
+        leaving = {k: end for k, (job, member) in own if (end := due(job, member)) is not None}
         if leaving:
             return leaving
         begin = time.perf_counter()
@@ -124,20 +149,6 @@ class _Cohort:
             job.pause()
         self.stack.clear_gradients()
         return leaving
-
-    def _due(self, k: int) -> End | None:
-        job, member = self.jobs[k], self.members[k]
-        steps = job.config.optim.steps
-        if job.progress.step >= steps:
-            return {}
-        try:
-            if member.stop():
-                job.book(0.0)
-                job.save()
-                return Interrupted(f"stopped after step {job.progress.step} of {steps}")
-        except Exception as error:  # noqa: BLE001 - a full disk, or it diverged since its last look
-            return error
-        return None
 
     def _pass(
         self, steps: Sequence[int], y_weights: Sequence[float]
@@ -199,7 +210,4 @@ def _move(job: Job, step: int, y_weight: float, parts: list[tuple[Losses, Prefix
     grad_norm = clip_gradients(job.parameters, config.optim.clip)
     job.optimizer.step()
     job.note(step, lr, y_weight, grad_norm, parts)
-    if step == config.optim.steps or step % config.evaluation.every == 0:
-        job.evaluate()
-    if step == config.optim.steps or step % config.runtime.checkpoint_every == 0:
-        job.save()
+    job.after(step)

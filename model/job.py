@@ -188,6 +188,14 @@ class Job:
                 f"running objective {p.running_objective:.4g} > {bound:.4g}",
             )
 
+    def after(self, step: int) -> None:
+        """Evaluate and save, where it is time to after a step."""
+        last = step == self.config.optim.steps
+        if last or step % self.config.evaluation.every == 0:
+            self.evaluate()
+        if last or step % self.config.runtime.checkpoint_every == 0:
+            self.save()
+
     def evaluate(self) -> None:
         """Take the cheap readings; keep the weights if none did better on the validation images."""
         self.look()

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from model.config import TrainConfig
 from model.exposure import Prefix
@@ -53,8 +54,7 @@ def train(
     """
     torch.set_num_threads(config.runtime.threads)
     job = Job(config, log, workdir, cache)
-    model, optimizer, steps = job.model, job.optimizer, config.optim.steps
-    bf16 = config.optim.precision == "bf16"
+    steps = config.optim.steps
     with torch.random.fork_rng([job.device] if job.device.type == "cuda" else []):
         for step in range(job.progress.step + 1, steps + 1):
             if enough is not None and job.is_enough(enough):
@@ -63,43 +63,50 @@ def train(
             if stop():
                 job.save()
                 raise Interrupted(f"stopped after step {job.progress.step} of {steps}")
-            lr, y_weight = lr_at(step, config.optim), job.y_weight.at(step)
-            set_lr(optimizer, lr)
-            parts: list[tuple[Losses, Prefix]] = []
-            for part, batch in enumerate(job.batches.at(step)):
-                if config.model.dropout:
-                    torch.manual_seed(stream(config.seed, f"dropout/{step}/{part}").initial_seed())
-                # no cache of cast weights: one made in an own-token pass would have no gradient
-                with torch.autocast(
-                    job.device.type, torch.bfloat16, enabled=bf16, cache_enabled=False
-                ):
-                    memory = model.encode(batch.features)
-                    prefix = job.exposure.prefix(model, memory, batch.targets, step, part)
-                    logits_x, logits_y = model(memory, prefix.ids_in, prefix.y_in)
-                    penalised = job.uniformity(memory, prefix) if job.penalty else None
-                losses = compute_loss(
-                    logits_x,
-                    logits_y,
-                    prefix.targets,
-                    config.loss,
-                    y_weight,
-                    n_bins=config.tokenizer.n_bins,
-                    weights=batch.weights,
-                    totals=batch.totals,
-                    uniformity=penalised,
-                )
-                objective = losses.objective
-                if model.lane_map is not None:
-                    of_map = model.lane_map.loss(memory.content, batch.targets)
-                    objective = objective + config.loss.lane_map * of_map / config.batch.accumulate
-                objective.backward()
-                parts.append((losses, prefix))
-            grad_norm = clip_gradients(job.parameters, config.optim.clip)
-            optimizer.step()
-            optimizer.zero_grad()
-            job.note(step, lr, y_weight, grad_norm, parts)
-            if step == steps or step % config.evaluation.every == 0:
-                job.evaluate()
-            if step == steps or step % config.runtime.checkpoint_every == 0:
-                job.save()
+            job.note(step, *move(job, step))
+            job.after(step)
         return job.finish()
+
+
+Moved = tuple[float, float, Tensor, list[tuple[Losses, Prefix]]]
+"""The rate and the y weight of a step, its gradient norm before clipping, the losses of its parts
+and the prefixes they read."""
+
+
+def move(job: Job, step: int) -> Moved:
+    """Move a job's weights by one step: forward, backward, clip, optimiser."""
+    config, model, optimizer = job.config, job.model, job.optimizer
+    bf16 = config.optim.precision == "bf16"
+    lr, y_weight = lr_at(step, config.optim), job.y_weight.at(step)
+    set_lr(optimizer, lr)
+    parts: list[tuple[Losses, Prefix]] = []
+    for part, batch in enumerate(job.batches.at(step)):
+        if config.model.dropout:
+            torch.manual_seed(stream(config.seed, f"dropout/{step}/{part}").initial_seed())
+        # no cache of cast weights: one made in an own-token pass would have no gradient
+        with torch.autocast(job.device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
+            memory = model.encode(batch.features)
+            prefix = job.exposure.prefix(model, memory, batch.targets, step, part)
+            logits_x, logits_y = model(memory, prefix.ids_in, prefix.y_in)
+            penalised = job.uniformity(memory, prefix) if job.penalty else None
+        losses = compute_loss(
+            logits_x,
+            logits_y,
+            prefix.targets,
+            config.loss,
+            y_weight,
+            n_bins=config.tokenizer.n_bins,
+            weights=batch.weights,
+            totals=batch.totals,
+            uniformity=penalised,
+        )
+        objective = losses.objective
+        if model.lane_map is not None:
+            of_map = model.lane_map.loss(memory.content, batch.targets)
+            objective = objective + config.loss.lane_map * of_map / config.batch.accumulate
+        objective.backward()
+        parts.append((losses, prefix))
+    grad_norm = clip_gradients(job.parameters, config.optim.clip)
+    optimizer.step()
+    optimizer.zero_grad()
+    return lr, y_weight, grad_norm, parts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from model.config import TrainConfig, settings_of
@@ -49,3 +50,23 @@ def evaluations(config: TrainConfig) -> int:
         return len(at)
     shown = min(shown, when.train_images)
     return whole + math.ceil((len(at) - whole) * shown / (shown + held_out))
+
+
+DECODING = ("model.decode_shift", "model.decode_y_offset")
+"""Settings that decoding alone reads, beside those of `decode`."""
+
+
+def twinship(settings: Mapping[str, Any]) -> str | None:
+    """Give a name that jobs share whose training is the same; None: no other's is.
+
+    Args:
+        settings: all of a job's, flat.
+    """
+    if settings["exposure.mode"] != "teacher_forcing":  # own tokens are chosen as in decoding
+        return None
+    training = [
+        (path, value)
+        for path, value in sorted(settings.items())
+        if path not in DECODING and not path.startswith("decode.")
+    ]
+    return repr(training)
