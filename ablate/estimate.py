@@ -70,15 +70,17 @@ class Estimate:
         }
 
 
+def _each_alone(jobs: Iterable[Job]) -> list[list[Job]]:
+    return [[job] for job in jobs]
+
+
 def estimate(
     jobs: Sequence[Job],
     results: Mapping[str, Result],
     costs: Mapping[Shape, Cost],
     environment: Mapping[str, Any],
     workers: int,
-    trainings: Callable[[Iterable[Job]], Iterable[Sequence[Job]]] = lambda jobs: (
-        [j] for j in jobs
-    ),
+    trainings: Callable[[Iterable[Job]], Sequence[Sequence[Job]]] = _each_alone,
 ) -> Estimate:
     """Estimate what is left of a plan.
 
@@ -110,7 +112,7 @@ def estimate(
             seconds = None if rate is None else rate * effort(job)
             found[key] = Guess(seconds, None, "unknown" if rate is None else "scaled")
     ordered = dict(sorted(found.items(), key=lambda item: -counts[item[0]]))
-    groups = list(trainings(todo))
+    groups = trainings(todo)
     workers = max(1, min(workers, len(groups)))
     times = _times(groups, found)
     return Estimate(

@@ -76,7 +76,7 @@ class Kin:
             twinship = core.twinship(job.settings) if at_most is None and not kinship else None
             name = kinship or twinship
             if name is not None and job.id not in self._known:
-                digest = hashlib.sha256(name.encode()).hexdigest()  # of thousands of settings
+                digest = hashlib.sha256(name.encode()).hexdigest()  # names are long
                 bond = Bond(digest, TWINS if kinship is None else size, kinship is None)
                 self._known[job.id] = bond
                 self._bound[bond] += 1
