@@ -25,8 +25,8 @@ from model.train import move
 def train_twins(members: Sequence[Member], cache: Path) -> Iterator[tuple[int, End]]:
     """Train members of one twinship once; yield each one's place and end as it comes.
 
-    Who is of one: `model.workload.twinship`. Members whose checkpoints are further on wait there for the others. Raises nothing of a member's
-    own: what it would have raised alone is its end.
+    Who is of one: `model.workload.twinship`. Members whose checkpoints are further on wait there
+    for the others. Raises nothing of a member's own: what it would have raised alone is its end.
     """
     torch.set_num_threads(members[0].config.runtime.threads)
     jobs, failed = opened(members, cache)
