@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +62,9 @@ class Fit:
     """Term as people read it -> pairs that cannot be told from it."""
     torn: tuple[tuple[str, str], ...] = ()
     """Pairs of factors with too few combinations to be fitted: the model takes them to add up."""
+    echoes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Factors that change no value of the metric to the last bit, no part of the model, with their
+    levels."""
 
     @property
     def noiseless(self) -> bool:
@@ -81,12 +84,24 @@ def fit(frame: pd.DataFrame, factors: Sequence[str], metric: str) -> Fit | None:
         None when no factor varies among the jobs that have the metric.
     """
     import numpy as np
-    from statsmodels.regression.linear_model import OLS  # formula.api imports far more
 
     known = frame[np.isfinite(frame[metric].astype(float))] if metric in frame else frame[:0]
     varying = [f for f in factors if FACTOR + f in known and known[FACTOR + f].nunique() > 1]
     if not varying:
         return None
+    once, echoes = without_echoes(known, varying, metric)
+    if echoes:
+        fitted = _fit(once, [name for name in varying if name not in echoes], metric)
+        if fitted is not None:
+            same = {name: tuple(map(str, known[FACTOR + name].unique())) for name in echoes}
+            return replace(fitted, echoes=same)
+    return _fit(known, varying, metric)
+
+
+def _fit(known: pd.DataFrame, varying: Sequence[str], metric: str) -> Fit | None:
+    import numpy as np
+    from statsmodels.regression.linear_model import OLS  # formula.api imports far more
+
     columns = {name: f"f{index}" for index, name in enumerate(varying)}
     data = known[[FACTOR + name for name in varying]].astype(str)
     data.columns = list(columns.values())
@@ -108,8 +123,32 @@ def fit(frame: pd.DataFrame, factors: Sequence[str], metric: str) -> Fit | None:
         exog = np.asarray(model.exog)
         if len(data) > exog.shape[1] == np.linalg.matrix_rank(exog):
             fitted = model.fit(method="qr")
-            return Fit(fitted, columns, own, data, scale, aliases, tuple(both[p] for p in torn))
+            apart = tuple(both[pair] for pair in torn)
+            return Fit(fitted, columns, own, data, scale, aliases, apart)
     return None
+
+
+def without_echoes(
+    frame: pd.DataFrame, factors: Sequence[str], metric: str
+) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Leave out factors that leave every value the same to the last bit, and what they repeat.
+
+    A metric of training alone is the same however lanes are decoded: jobs that differ in that are
+    one training told several times, and no replicates. A metric that is the same in all jobs is
+    left as it is, and one factor always stays.
+
+    Returns:
+        One row of each such set, and the factors left out.
+    """
+    echoes: list[str] = []
+    for name in factors if frame[metric].nunique() > 1 else ():
+        others = [FACTOR + f for f in factors if f != name and f not in echoes]
+        groups = frame.groupby([*others, "seed"], sort=False, dropna=False)
+        told = groups[metric].nunique()
+        if others and groups.ngroups < len(frame) and (told <= 1).all():
+            frame = groups.head(1)
+            echoes.append(name)
+    return frame, tuple(echoes)
 
 
 @lru_cache(maxsize=8)  # the metrics of a study mostly have the same rows
@@ -191,6 +230,16 @@ def variance(
         for name, row in table.iterrows()
     ]
     tested = [term for term in terms if term.p is not None and term.term != "seed"]
+    mains = len(fitted.columns)
+    terms[mains:mains] = [
+        Term(metric, name, len(levels) - 1, 0.0, 0.0, None, None)
+        for name, levels in fitted.echoes.items()
+    ]
+    tested = [term for term in terms if term.p is not None and term.term != "seed"]
+    terms += [
+        Term(metric, name, len(levels) - 1, 0.0, 0.0, None, None)
+        for name, levels in fitted.echoes.items()
+    ]
     corrected = holm([term.p for term in tested if term.p is not None])
     fixed = {term.term: p for term, p in zip(tested, corrected, strict=True)}
     return [replace(term, p_holm=fixed.get(term.term)) for term in terms]

@@ -6,7 +6,7 @@ Pure: contrasts of the linear model that `ablate.anova` fits.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ALPHA = 1 - CONFIDENCE
+
+SAME = "the same to the last bit"
 
 
 @dataclass(frozen=True)
@@ -168,8 +170,7 @@ def main_effects(
         for level in dict.fromkeys(fitted.data[column]):
             if level == against:
                 continue
-            of_level = frame[FACTOR + factor].isin([level, against])
-            n = int(fitted.data[column].isin([level, against]).sum())
+            n, of_both = _jobs(frame, metric, factor, level, against)
             contrast = mean[column, level] - mean[column, against]
             tested: dict[str, Any] = _tested(fitted, contrast)
             notes = [f"cannot be told from {', '.join(aliases)}"] if aliases else []
@@ -194,12 +195,46 @@ def main_effects(
                     against=against,
                     scale=fitted.scale,
                     n=n,
-                    lost=int(of_level.sum()) - n,
+                    lost=of_both - n,
                     note="; ".join(notes),
                     **tested,
                 )
             )
+    effects += _echoes(frame, fitted, base, metric)
     return with_holm(effects)
+
+
+def _jobs(frame: pd.DataFrame, metric: str, factor: str, *levels: str) -> tuple[int, int]:
+    """Count the jobs of some levels that have the metric, and all of them."""
+    rows = frame[frame[FACTOR + factor].isin(levels)]
+    return int(rows[metric].notna().sum()), len(rows)
+
+
+def _echoes(
+    frame: pd.DataFrame, fitted: Fit, base: Mapping[str, str], metric: str
+) -> Iterable[Effect]:
+    """Give the effects of factors that leave the metric the same to the last bit: none."""
+    none = 1.0 if fitted.scale == "ratio" else 0.0
+    for factor, levels in fitted.echoes.items():
+        against = base[factor] if base.get(factor) in levels else min(levels)
+        for level in levels:
+            if level != against:
+                n, of_both = _jobs(frame, metric, factor, level, against)
+                yield Effect(
+                    kind="main effect",
+                    metric=metric,
+                    factor=factor,
+                    level=level,
+                    against=against,
+                    scale=fitted.scale,
+                    estimate=none,
+                    low=none,
+                    high=none,
+                    n=n,
+                    lost=of_both - n,
+                    p=1.0,
+                    note=SAME,
+                )
 
 
 def _untestable(
@@ -210,8 +245,7 @@ def _untestable(
     for factor in factors if metric in frame else ():
         for level in frame[FACTOR + factor].dropna().unique():
             if level != base[factor]:
-                rows = frame[frame[FACTOR + factor].isin([level, base[factor]])]
-                n = int(rows[metric].notna().sum())
+                n, of_both = _jobs(frame, metric, factor, level, base[factor])
                 effects.append(
                     Effect(
                         kind="main effect",
@@ -224,7 +258,7 @@ def _untestable(
                         low=None,
                         high=None,
                         n=n,
-                        lost=len(rows) - n,
+                        lost=of_both - n,
                     )
                 )
     return effects

@@ -272,6 +272,63 @@ def test_a_level_with_one_job_left_has_no_interval():
     assert found["a", "y"].low is not None
 
 
+def twice_told(noise: float, seeds: int = 3) -> pd.DataFrame:
+    """Trainings of two factors, each decoded in two ways, which its loss knows nothing of."""
+    rng = np.random.default_rng(5)
+    rows = []
+    for a, b, seed in itertools.product("xy", "xyz", range(seeds)):
+        loss = math.exp(-0.5 * (a == "y") + noise * rng.standard_normal())
+        own = {"seed": seed, "factor:a": a, "factor:b": b, "final/loss": loss}
+        rows += [{**own, "factor:decoding": way} for way in ("as trained", "shifted")]
+    return pd.DataFrame(rows)
+
+
+def test_what_is_told_twice_is_no_replicate():
+    """Jobs of one training agree to the last bit: counted twice, they would narrow the interval."""
+    told, base = twice_told(0.3), {"a": "x", "b": "x", "decoding": "as trained"}
+    once = told[told["factor:decoding"] == "as trained"]
+    effects = margins.main_effects(told, [*base], base, "final/loss")
+    found = {(e.factor, e.level): e for e in effects}
+    for of_once in margins.main_effects(once, ["a", "b"], base, "final/loss"):
+        effect = found[of_once.factor, of_once.level]
+        for part in ("estimate", "low", "high", "p"):
+            assert getattr(effect, part) == pytest.approx(getattr(of_once, part)), part
+        assert effect.n == 2 * of_once.n
+    decoding = found["decoding", "shifted"]
+    assert (decoding.estimate, decoding.low, decoding.high, decoding.p) == (1.0, 1.0, 1.0, 1.0)
+    assert decoding.note == margins.SAME
+    terms = {term.term: term for term in anova.variance(told, [*base], "final/loss")}
+    assert list(terms) == ["a", "b", "decoding", "seed", "a x b", "residual"]
+    assert (terms["decoding"].share, terms["decoding"].df) == (0.0, 1)
+    assert terms["residual"].df == 18 - 1 - 1 - 2 - 2 - 2
+
+
+def test_what_decoding_changes_is_tested_as_ever():
+    told, base = twice_told(0.3), {"a": "x", "b": "x", "decoding": "as trained"}
+    rng = np.random.default_rng(6)
+    told["final/px_error"] = told["final/loss"] * np.exp(rng.standard_normal(len(told)))
+    fitted = anova.fit(told, [*base], "final/px_error")
+    assert fitted is not None
+    assert not fitted.echoes
+    told.loc[0, "final/loss"] += 1e-12  # not to the last bit: another training
+    fitted = anova.fit(told, [*base], "final/loss")
+    assert fitted is not None
+    assert not fitted.echoes
+
+
+def test_values_that_nothing_moves_are_no_repetitions():
+    """A converged reading that is the same everywhere, or as one factor says, has no noise."""
+    told, base = twice_told(0.0, seeds=1), {"a": "x", "b": "x", "decoding": "as trained"}
+    effects = margins.main_effects(told, [*base], base, "final/loss")
+    found = {e.factor: e.estimate for e in effects}
+    assert found == pytest.approx({"a": math.exp(-0.5), "b": 1.0, "decoding": 1.0})
+    assert not any(e.clear for e in effects)
+    told["final/loss"] = 1.0
+    fitted = anova.fit(told, [*base], "final/loss")
+    assert fitted is not None
+    assert not fitted.echoes
+
+
 @pytest.mark.parametrize("metric", ["missing", "constant"])
 def test_nothing_to_explain(metric):
     frame = pd.DataFrame(
