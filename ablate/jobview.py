@@ -107,6 +107,8 @@ def event_line(event: Mapping[str, Any], begin: float) -> str:
         parts.append(str(event["event"]))
     if "attempt" in event:
         parts.append(f"attempt {event['attempt']}")
+    if event.get("cohort"):
+        parts.append(f"as one with {len(event['cohort']) - 1} more")
     if event.get("error"):
         parts.append(str(event["error"]))
     return "  ".join(parts)
@@ -129,6 +131,13 @@ def _ending(ledger: Ledger, job_id: str) -> Iterator[str]:
         yield result.traceback.rstrip()
 
 
+def _trained_with(ledger: Ledger, job_id: str) -> list[str]:
+    """The jobs that the last attempt trained as one with this one."""
+    starts = [event for event in ledger.events(job_id) if event.get("event") == "started"]
+    cohort = starts[-1].get("cohort") if starts else None
+    return [other for other in cohort or () if other != job_id]
+
+
 def _facts(ledger: Ledger, job_id: str, result: Result | None) -> Iterator[str]:
     yield f"folder       {ledger.folder(job_id)}"
     if result is None:
@@ -138,6 +147,8 @@ def _facts(ledger: Ledger, job_id: str, result: Result | None) -> Iterator[str]:
     yield "levels       " + " ".join(f"{name}={level}" for name, level in result.levels.items())
     yield f"seed         {result.seed}"
     yield f"attempts     {result.attempts}"
+    if others := _trained_with(ledger, job_id):
+        yield f"trained with {' '.join(others)}"
     for name in ("code", "environment"):
         pairs = getattr(result, name).items()
         yield f"{name:12} " + ", ".join(f"{key} {value}" for key, value in pairs)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from ablate.core import load_core
 from ablate.estimate import estimate
+from ablate.jobview import logs, show
 from ablate.kin import TWINS, Kin, may_fuse, trainings
 from ablate.ledger import Ledger
 from ablate.nouns import Cost, Job, Plan, Pruning, Result, Study, Workload
@@ -47,6 +50,17 @@ def test_twins_train_once_and_the_ledger_says_with_whom(tmp_path: Path) -> None:
     found = run_jobs([twins[0], other, *own_tokens, *twins[1:]], tmp_path)
     assert [found[job.id] for job in twins] == [[job.id for job in twins]] * 3
     assert [found[job.id] for job in (other, *own_tokens)] == [None] * 3
+
+
+def test_who_is_shown_or_logged_says_with_whom(tmp_path: Path) -> None:
+    twins = [twin_job(i) for i in range(3)]
+    run_jobs(twins, tmp_path)
+    console = Console(file=io.StringIO(), width=200)
+    show(Ledger(tmp_path), twins[1].id, console, as_json=False)
+    assert f"trained with {twins[0].id} {twins[2].id}\n" in console.file.getvalue()  # type: ignore[attr-defined]
+    written: list[str] = []
+    logs(Ledger(tmp_path), twins[1].id, written.append, follow=False)
+    assert "started  attempt 1  as one with 2 more" in written[0]
 
 
 def test_twins_stay_together_whatever_the_workers_could_do(tmp_path: Path) -> None:
