@@ -4,18 +4,23 @@ One linear model per metric, on the scale that `stats.scale_of` names: every fac
 factors, and the seed as a block (the same seed draws the same data order in every arm, so what the
 seeds share is no noise). Sums of squares are of type II, which also holds for unbalanced designs
 (a diverged job leaves a gap); their shares add up to 1 only when the design is balanced.
+
+Jobs that are one training, read in several ways, are no replicates: the study is a split plot
+(Montgomery, Design and Analysis of Experiments, 14.5), trainings its whole plots. What trainings
+differ in is tested against the noise between trainings, what their readings differ in against the
+noise within them; exact where every training is read in the same ways, near it where some are lost.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
-from ablate.stats import CONFIDENCE, FACTOR, ROUNDING, Scale, holm, scale_of
+from ablate.stats import CONFIDENCE, FACTOR, ROUNDING, TRAINING, Scale, holm, scale_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +33,7 @@ class Term:
 
     metric: str
     term: str
-    """`tokens`, `tokens x lr`, `seed` or `residual`."""
+    """`tokens`, `tokens x lr`, `seed`, `residual`; `trainings`: their noise where jobs share some."""
     df: float
     sum_sq: float
     share: float
@@ -47,6 +52,19 @@ class Term:
 
 
 @dataclass(frozen=True)
+class Noise:
+    """What effects are tested against."""
+
+    sum_sq: float
+    df: float
+
+    @property
+    def mean_sq(self) -> float:
+        """Per degree of freedom; nan where there is none."""
+        return self.sum_sq / self.df if self.df > 0 else math.nan
+
+
+@dataclass(frozen=True)
 class Fit:
     """A fitted model with the names behind its columns."""
 
@@ -62,14 +80,47 @@ class Fit:
     """Term as people read it -> pairs that cannot be told from it."""
     torn: tuple[tuple[str, str], ...] = ()
     """Pairs of factors with too few combinations to be fitted: the model takes them to add up."""
-    echoes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Factors that change no value of the metric to the last bit, no part of the model, with their
-    levels."""
 
-    @property
-    def noiseless(self) -> bool:
+    trainings: pd.Series | None = None
+    """The training of each row of `data`, where some share one."""
+    inner: frozenset[str] = frozenset()
+    """Factors all of whose levels occur in one training: how it is read."""
+
+    @cached_property
+    def _strata(self) -> tuple[Noise, Noise]:
+        """The noise between trainings, and within them."""
+        import numpy as np
+
+        whole = Noise(float(self.model.ssr), float(self.model.df_resid))
+        if self.trainings is None:
+            return whole, whole
+        means = self.model.resid.groupby(self.trainings).agg(["mean", "size"])
+        between = float((means["size"] * means["mean"] ** 2).sum())
+        spec = self.model.model.data.model_spec
+        outer = [place for term, place in spec.term_name_slices.items() if not self.within(term)]
+        columns = np.hstack([np.asarray(self.model.model.exog)[:, place] for place in outer])
+        df = len(means) - int(np.linalg.matrix_rank(columns))
+        within = max(whole.sum_sq - between, 0.0)
+        return Noise(between, df), Noise(within, whole.df - df)
+
+    def within(self, term: str) -> bool:
+        """Whether a term of the formula tells readings of one training apart."""
+        return any(f"C({self.columns[name]}, Sum)" in term.split(":") for name in self.inner)
+
+    def noise(self, *factors: str) -> Noise:
+        """The noise that what these factors do, alone or together, is tested against."""
+        return self._strata[not self.inner.isdisjoint(factors)]
+
+    def noiseless(self, noise: Noise) -> bool:
         """Whether replicates agree but for rounding: there is nothing to test effects against."""
-        return bool(self.model.ssr <= ROUNDING**2 * self.model.uncentered_tss)
+        return bool(noise.sum_sq <= ROUNDING**2 * self.model.uncentered_tss)
+
+    def count(self, factor: str, level: str) -> int:
+        """How many replicates have a level: jobs, or the trainings that they share."""
+        at = self.data[self.columns[factor]] == level
+        if self.trainings is None or factor in self.inner:
+            return int(at.sum())
+        return int(self.trainings[at].nunique())
 
     def moves(self, contrast: np.ndarray) -> bool:
         """Whether a contrast of the coefficients is more than the rounding of the values."""
@@ -84,24 +135,12 @@ def fit(frame: pd.DataFrame, factors: Sequence[str], metric: str) -> Fit | None:
         None when no factor varies among the jobs that have the metric.
     """
     import numpy as np
+    from statsmodels.regression.linear_model import OLS  # formula.api imports far more
 
     known = frame[np.isfinite(frame[metric].astype(float))] if metric in frame else frame[:0]
     varying = [f for f in factors if FACTOR + f in known and known[FACTOR + f].nunique() > 1]
     if not varying:
         return None
-    once, echoes = without_echoes(known, varying, metric)
-    if echoes:
-        fitted = _fit(once, [name for name in varying if name not in echoes], metric)
-        if fitted is not None:
-            same = {name: tuple(map(str, known[FACTOR + name].unique())) for name in echoes}
-            return replace(fitted, echoes=same)
-    return _fit(known, varying, metric)
-
-
-def _fit(known: pd.DataFrame, varying: Sequence[str], metric: str) -> Fit | None:
-    import numpy as np
-    from statsmodels.regression.linear_model import OLS  # formula.api imports far more
-
     columns = {name: f"f{index}" for index, name in enumerate(varying)}
     data = known[[FACTOR + name for name in varying]].astype(str)
     data.columns = list(columns.values())
@@ -124,31 +163,21 @@ def _fit(known: pd.DataFrame, varying: Sequence[str], metric: str) -> Fit | None
         if len(data) > exog.shape[1] == np.linalg.matrix_rank(exog):
             fitted = model.fit(method="qr")
             apart = tuple(both[pair] for pair in torn)
-            return Fit(fitted, columns, own, data, scale, aliases, apart)
+            trainings, inner = _shared(known, varying)
+            return Fit(fitted, columns, own, data, scale, aliases, apart, trainings, inner)
     return None
 
 
-def without_echoes(
-    frame: pd.DataFrame, factors: Sequence[str], metric: str
-) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Leave out factors that leave every value the same to the last bit, and what they repeat.
-
-    A metric of training alone is the same however lanes are decoded: jobs that differ in that are
-    one training told several times, and no replicates. A metric that is the same in all jobs is
-    left as it is, and one factor always stays.
-
-    Returns:
-        One row of each such set, and the factors left out.
-    """
-    echoes: list[str] = []
-    for name in factors if frame[metric].nunique() > 1 else ():
-        others = [FACTOR + f for f in factors if f != name and f not in echoes]
-        groups = frame.groupby([*others, "seed"], sort=False, dropna=False)
-        told = groups[metric].nunique()
-        if others and groups.ngroups < len(frame) and (told <= 1).all():
-            frame = groups.head(1)
-            echoes.append(name)
-    return frame, tuple(echoes)
+def _shared(frame: pd.DataFrame, factors: Sequence[str]) -> tuple[pd.Series | None, frozenset[str]]:
+    """The training of each job, and the factors that only say how one is read."""
+    if TRAINING not in frame or frame[TRAINING].is_unique:
+        return None, frozenset()
+    inner = set()
+    for name in factors:
+        of_one = frame.groupby(TRAINING, sort=False)[FACTOR + name].nunique()
+        if of_one.max() == frame[FACTOR + name].nunique():
+            inner.add(name)
+    return frame[TRAINING], frozenset(inner)
 
 
 @lru_cache(maxsize=8)  # the metrics of a study mostly have the same rows
@@ -213,37 +242,40 @@ def variance(
     if fitted is None or fitted.model.centered_tss <= 1e-20 * fitted.model.uncentered_tss:
         return []  # the same value everywhere, but for rounding
     table = anova_lm(fitted.model, typ=2)
-    if fitted.noiseless:
-        table[["F", "PR(>F)"]] = math.nan
     total = float(fitted.model.centered_tss)
-    terms = [
-        Term(
-            metric=metric,
-            term=fitted.terms.get(str(name), "residual"),
-            df=float(row["df"]),
-            sum_sq=float(row["sum_sq"]),
-            share=float(row["sum_sq"]) / total,
-            f=_known(row["F"]),
-            p=_known(row["PR(>F)"]),
-            aliases=fitted.aliases.get(fitted.terms.get(str(name), ""), ()),
-        )
-        for name, row in table.iterrows()
-    ]
+    terms: list[Term] = []
+    for name, row in table.iterrows():
+        term, df, sum_sq = fitted.terms.get(str(name)), float(row["df"]), float(row["sum_sq"])
+        if term is None:
+            continue
+        f, p = _f_test(fitted, fitted.noise(*_parts(term)), sum_sq / df, df)
+        aliases = fitted.aliases.get(term, ())
+        terms.append(Term(metric, term, df, sum_sq, sum_sq / total, f, p, aliases=aliases))
+    between, within = fitted.noise(), fitted.noise(*fitted.inner)
+    left = {"residual": within}
+    if fitted.trainings is not None:
+        left = {"trainings": between} | (left if fitted.inner else {})
+    for term, noise in left.items():
+        share = noise.sum_sq / total
+        terms.append(Term(metric, term, noise.df, noise.sum_sq, share, None, None))
     tested = [term for term in terms if term.p is not None and term.term != "seed"]
-    mains = len(fitted.columns)
-    terms[mains:mains] = [
-        Term(metric, name, len(levels) - 1, 0.0, 0.0, None, None)
-        for name, levels in fitted.echoes.items()
-    ]
-    tested = [term for term in terms if term.p is not None and term.term != "seed"]
-    terms += [
-        Term(metric, name, len(levels) - 1, 0.0, 0.0, None, None)
-        for name, levels in fitted.echoes.items()
-    ]
     corrected = holm([term.p for term in tested if term.p is not None])
     fixed = {term.term: p for term, p in zip(tested, corrected, strict=True)}
     return [replace(term, p_holm=fixed.get(term.term)) for term in terms]
 
 
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
+def _parts(term: str) -> list[str]:
+    """The factors of a term as people read it."""
+    return term.split(" x ")
+
+
+def _f_test(
+    fitted: Fit, noise: Noise, mean_sq: float, df: float
+) -> tuple[float | None, float | None]:
+    """F and p of a term; None where there is no noise to test it against."""
+    from scipy import stats
+
+    if noise.df <= 0 or fitted.noiseless(noise):
+        return None, None
+    f = mean_sq / noise.mean_sq
+    return f, float(stats.f.sf(f, df, noise.df))

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections import deque
@@ -106,14 +107,14 @@ class Dispatcher:
         bond = self.kin.bond(first.job.id)
         if bond is None or first.attempt > 1:
             return [first]
-        alike = [
-            other
-            for other in self.waiting
-            if other.attempt == 1 and self.kin.bond(other.job.id) == bond
-        ]
         room = bond.size - 1
-        if self.share_out and not bond.twins:  # no worker is to wait while others train many
-            room = min(room, math.ceil((len(alike) + 1) / max(self.engine.workers, 1)) - 1)
+        waiting = (o for o in self.waiting if o.attempt == 1 and self.kin.bond(o.job.id) == bond)
+        if bond.twins:
+            alike = list(itertools.islice(waiting, min(room, self.kin.others(bond))))
+        else:
+            alike = list(waiting)
+            if self.share_out:  # no worker is to wait while others train many
+                room = min(room, math.ceil((len(alike) + 1) / max(self.engine.workers, 1)) - 1)
         for followed in alike[:room]:
             self.waiting.remove(followed)
         return [first, *alike[:room]]

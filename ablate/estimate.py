@@ -10,11 +10,11 @@ import heapq
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ablate.nouns import Cost, Job, Result
-from ablate.progress import Shape, effort, shape
+from ablate.progress import Shape, effort, shape, steps_of
 
 Source = Literal["finished jobs", "probe", "finished jobs elsewhere", "scaled", "unknown"]
 
@@ -26,6 +26,8 @@ class Guess:
     seconds: float | None
     memory_mb: float | None
     source: Source
+    beside: float = 0.0
+    """Seconds of it that are no optimiser steps, as far as known."""
 
 
 @dataclass(frozen=True)
@@ -100,11 +102,12 @@ def estimate(
     found: dict[Shape, Guess] = {}
     for key, job in by_shape.items():
         if key in here:
-            found[key] = Guess(*here[key], "finished jobs")
+            found[key] = here[key]
         elif key in costs:
-            found[key] = Guess(costs[key].seconds(job.workload), costs[key].memory_mb, "probe")
+            cost, load = costs[key], job.workload
+            found[key] = Guess(cost.seconds(load), cost.memory_mb, "probe", cost.beside(load))
         elif key in elsewhere:
-            found[key] = Guess(*elsewhere[key], "finished jobs elsewhere")
+            found[key] = replace(elsewhere[key], source="finished jobs elsewhere")
     # sizes are asked only where they are needed: to know them, models are made
     rate = None if len(found) == len(by_shape) else _rate(found, by_shape)
     for key, job in by_shape.items():
@@ -129,12 +132,12 @@ def estimate(
 
 def ended_like(
     jobs: Iterable[Job], results: Mapping[str, Result], counts: Any
-) -> dict[Shape, tuple[float, float | None]]:
+) -> dict[Shape, Guess]:
     """Mean seconds and largest memory of done jobs by shape, of the results that `counts`.
 
     Jobs that ended early say nothing of how long a whole one takes.
     """
-    seconds: dict[Shape, list[float]] = {}
+    seconds: dict[Shape, list[tuple[float, float]]] = {}
     memory: dict[Shape, float] = {}
     for job in jobs:
         result = results.get(job.id)
@@ -143,10 +146,18 @@ def ended_like(
         took = result.metrics.get("cost/seconds", math.nan)
         if took > 0:
             key = shape(job)
-            seconds.setdefault(key, []).append(took)
+            pace = result.metrics.get("cost/steps_per_second", math.nan)
+            beside = took - steps_of(job) / pace if pace > 0 else 0.0
+            seconds.setdefault(key, []).append((took, max(beside, 0.0)))
             if (peak := result.metrics.get("cost/peak_memory_mb", math.nan)) > 0:
                 memory[key] = max(memory.get(key, 0.0), peak)
-    return {key: (math.fsum(all_) / len(all_), memory.get(key)) for key, all_ in seconds.items()}
+    means = {
+        key: [math.fsum(x) / len(x) for x in zip(*own, strict=True)] for key, own in seconds.items()
+    }
+    return {
+        key: Guess(took, memory.get(key), "finished jobs", beside)
+        for key, (took, beside) in means.items()
+    }
 
 
 def makespan(seconds: Iterable[float], workers: int) -> float:
@@ -162,8 +173,14 @@ def makespan(seconds: Iterable[float], workers: int) -> float:
 
 
 def _times(groups: Iterable[Sequence[Job]], found: Mapping[Shape, Guess]) -> list[float] | None:
-    times = [found[shape(lead)].seconds for lead, *_ in groups]
-    return None if None in times else [time for time in times if time is not None]
+    """Seconds of each training: of its lead, and what the others do beside its steps."""
+    times: list[float] = []
+    for lead, *others in groups:
+        seconds = found[shape(lead)].seconds
+        if seconds is None:
+            return None
+        times.append(seconds + math.fsum(found[shape(other)].beside for other in others))
+    return times
 
 
 def _rate(found: Mapping[Shape, Guess], by_shape: Mapping[Shape, Job]) -> float | None:

@@ -6,7 +6,6 @@ read of it: once is enough, anywhere.
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -25,11 +24,15 @@ def may_fuse(study: Study) -> bool:
     return study.pruning is None and not study.stop_when_passed
 
 
-def trainings(core: Core, jobs: Iterable[Job]) -> list[list[Job]]:
-    """Group jobs into trainings, in their order: twins together, every other by itself."""
+def trainings(jobs: Iterable[Job]) -> list[list[Job]]:
+    """Group jobs into trainings, in their order: twins together, every other by itself.
+
+    On a GPU most twins train stacked with others: those are counted by themselves.
+    """
     by_name: dict[str, list[list[Job]]] = {}
     for job in jobs:
-        own = by_name.setdefault(core.twinship(job.settings) or job.id, [])
+        alone = job.workload.device.startswith("cuda") or not job.training
+        own = by_name.setdefault(job.id if alone else job.training, [])
         if not own or len(own[-1]) == TWINS:
             own.append([])
         own[-1].append(job)
@@ -61,10 +64,10 @@ class Kin:
         at_most: int | None,
         room: int | None = None,
     ) -> None:
-        """Ask the core about jobs.
+        """Hear of jobs, and ask the core about their shapes.
 
         Args:
-            core: knows their shapes and trainings.
+            core: knows their shapes.
             jobs: any.
             configs: theirs.
             at_most: how many train as one; None: twins, and kin as many as the core says.
@@ -73,13 +76,18 @@ class Kin:
         for job, config in zip(jobs, configs, strict=True):
             size = at_most or min(core.fused_by_default(config), room or sys.maxsize)
             kinship = core.kinship(config) if size > 1 else None
-            twinship = core.twinship(job.settings) if at_most is None and not kinship else None
-            name = kinship or twinship
-            if name is not None and job.id not in self._known:
-                digest = hashlib.sha256(name.encode()).hexdigest()  # names are long
-                bond = Bond(digest, TWINS if kinship is None else size, kinship is None)
+            bond = None
+            if kinship is not None:
+                bond = Bond(kinship, size, twins=False)
+            elif at_most is None and job.training:
+                bond = Bond(job.training, TWINS, twins=True)
+            if bond is not None and job.id not in self._known:
                 self._known[job.id] = bond
                 self._bound[bond] += 1
+
+    def others(self, bond: Bond) -> int:
+        """How many others a job of this bond has, of all that were ever known."""
+        return self._bound[bond] - 1
 
     def share(self, job_id: str) -> float:
         """Give the part of a training that a job takes: less than 1 where twins train along."""

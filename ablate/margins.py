@@ -6,11 +6,12 @@ Pure: contrasts of the linear model that `ablate.anova` fits.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ablate.anova import Fit, Term, fit
+from ablate.anova import Fit, Noise, Term, fit
 from ablate.stats import AGREE, CONFIDENCE, FACTOR, Effect, Scale, exp_or_inf, scale_of, with_holm
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ALPHA = 1 - CONFIDENCE
-
-SAME = "the same to the last bit"
 
 
 @dataclass(frozen=True)
@@ -97,16 +96,22 @@ def _base(fitted: Fit, factor: str, base: Mapping[str, str]) -> str:
     return base[factor] if base.get(factor) in levels else levels[0]
 
 
-def _tested(fitted: Fit, contrast: np.ndarray) -> dict[str, float]:
+def _tested(fitted: Fit, contrast: np.ndarray, noise: Noise) -> dict[str, Any]:
     """Estimate, interval and p of a contrast, back from the log scale."""
+    from scipy import stats
+
     back = exp_or_inf if fitted.scale == "ratio" else float
-    test = fitted.model.t_test(contrast)
-    low, high = test.conf_int()[0]
+    effect = float(contrast @ fitted.model.params.to_numpy())
+    if noise.df <= 0:
+        return {"estimate": back(effect), "low": None, "high": None, "p": None}
+    covariance = fitted.model.normalized_cov_params.to_numpy()
+    error = math.sqrt(max(float(contrast @ covariance @ contrast), 0.0) * noise.mean_sq)
+    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, noise.df)) * error
     return {
-        "estimate": back(float(test.effect[0])),
-        "low": back(float(low)),
-        "high": back(float(high)),
-        "p": float(test.pvalue),
+        "estimate": back(effect),
+        "low": back(effect - reach),
+        "high": back(effect + reach),
+        "p": 2 * float(stats.t.sf(abs(effect) / error, noise.df)) if error > 0 else None,
     }
 
 
@@ -142,7 +147,7 @@ def joint_effects(fitted: Fit, factor: str, other: str, base: Mapping[str, str])
         if level != start and second != begin:
             together = mean[level, second] - mean[start, second]
             apart = mean[level, begin] - mean[start, begin]
-            tested = _tested(fitted, together - apart)
+            tested = _tested(fitted, together - apart, fitted.noise(factor, other))
             found.append(Joint(level, start, second, begin, fitted.scale, **tested))
     return found
 
@@ -170,22 +175,28 @@ def main_effects(
         for level in dict.fromkeys(fitted.data[column]):
             if level == against:
                 continue
-            n, of_both = _jobs(frame, metric, factor, level, against)
+            of_level = frame[FACTOR + factor].isin([level, against])
+            n = int(fitted.data[column].isin([level, against]).sum())
             contrast = mean[column, level] - mean[column, against]
-            tested: dict[str, Any] = _tested(fitted, contrast)
+            noise = fitted.noise(factor)
+            tested = _tested(fitted, contrast, noise)
             notes = [f"cannot be told from {', '.join(aliases)}"] if aliases else []
             others = [other for pair in fitted.torn if factor in pair for other in pair]
             if others := [other for other in others if other != factor]:
                 said = " and ".join(others)
                 notes.append(f"some combinations with {said} have no job: taken not to interact")
-            if fitted.noiseless:
+            if fitted.noiseless(noise):
                 moves = fitted.moves(contrast)
                 tested["p"] = None if moves else 1.0
                 notes += [AGREE] * moves
-            if alone := [x for x in (level, against) if (fitted.data[column] == x).sum() == 1]:
+                if not moves:  # but for rounding
+                    none = 1.0 if fitted.scale == "ratio" else 0.0
+                    tested |= dict.fromkeys(("estimate", "low", "high"), none)
+            if alone := [x for x in (level, against) if fitted.count(factor, x) == 1]:
                 # the others' noise says nothing of it: converged jobs may agree to the last bit
                 tested |= {"low": None, "high": None, "p": None}
-                notes.append(f"one job left at {' and '.join(alone)}")
+                one = "one job" if (fitted.data[column] == alone[0]).sum() == 1 else "one training"
+                notes.append(f"{one} left at {' and '.join(alone)}")
             effects.append(
                 Effect(
                     kind="main effect",
@@ -195,46 +206,12 @@ def main_effects(
                     against=against,
                     scale=fitted.scale,
                     n=n,
-                    lost=of_both - n,
+                    lost=int(of_level.sum()) - n,
                     note="; ".join(notes),
                     **tested,
                 )
             )
-    effects += _echoes(frame, fitted, base, metric)
     return with_holm(effects)
-
-
-def _jobs(frame: pd.DataFrame, metric: str, factor: str, *levels: str) -> tuple[int, int]:
-    """Count the jobs of some levels that have the metric, and all of them."""
-    rows = frame[frame[FACTOR + factor].isin(levels)]
-    return int(rows[metric].notna().sum()), len(rows)
-
-
-def _echoes(
-    frame: pd.DataFrame, fitted: Fit, base: Mapping[str, str], metric: str
-) -> Iterable[Effect]:
-    """Give the effects of factors that leave the metric the same to the last bit: none."""
-    none = 1.0 if fitted.scale == "ratio" else 0.0
-    for factor, levels in fitted.echoes.items():
-        against = base[factor] if base.get(factor) in levels else min(levels)
-        for level in levels:
-            if level != against:
-                n, of_both = _jobs(frame, metric, factor, level, against)
-                yield Effect(
-                    kind="main effect",
-                    metric=metric,
-                    factor=factor,
-                    level=level,
-                    against=against,
-                    scale=fitted.scale,
-                    estimate=none,
-                    low=none,
-                    high=none,
-                    n=n,
-                    lost=of_both - n,
-                    p=1.0,
-                    note=SAME,
-                )
 
 
 def _untestable(
@@ -245,7 +222,8 @@ def _untestable(
     for factor in factors if metric in frame else ():
         for level in frame[FACTOR + factor].dropna().unique():
             if level != base[factor]:
-                n, of_both = _jobs(frame, metric, factor, level, base[factor])
+                rows = frame[frame[FACTOR + factor].isin([level, base[factor]])]
+                n = int(rows[metric].notna().sum())
                 effects.append(
                     Effect(
                         kind="main effect",
@@ -258,7 +236,7 @@ def _untestable(
                         low=None,
                         high=None,
                         n=n,
-                        lost=of_both - n,
+                        lost=len(rows) - n,
                     )
                 )
     return effects

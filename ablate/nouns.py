@@ -286,11 +286,11 @@ class Cost:
         >>> Cost(0.05, 1.0, 2.0, 700.0).seconds(Workload(steps=500, evaluations=5))
         32.0
         """
-        return (
-            load.steps * self.step_seconds
-            + load.evaluations * self.evaluation_seconds
-            + self.other_seconds
-        )
+        return load.steps * self.step_seconds + self.beside(load)
+
+    def beside(self, load: Workload) -> float:
+        """Seconds of one job that are no optimiser steps."""
+        return load.evaluations * self.evaluation_seconds + self.other_seconds
 
 
 @dataclass(frozen=True)
@@ -313,6 +313,9 @@ class Job:
     """Content hashes of what it reads: data, backbone."""
     workload: Workload = Workload()
     """What its time and memory hang on."""
+    training: str = ""
+    """The same in jobs whose training is the same to the bit, which differ in what is read of it
+    alone; empty: no other job's is known to be."""
 
 
 @dataclass(frozen=True)

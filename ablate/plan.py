@@ -70,6 +70,13 @@ def seeded(core: Core, study: Study, made: Made) -> list[Job]:
     arm, config, fingerprints, size = made
     settings, identity = core.settings(config), core.identity(config)
     load = core.workload(config)
+    twinship = core.twinship({**settings, "seed": 0})
+
+    def training_of(seed: int) -> str:
+        if twinship is None:
+            return ""
+        told = json.dumps([twinship, seed, dict(fingerprints)], sort_keys=True)
+        return hashlib.sha256(told.encode()).hexdigest()[:12]
 
     def id_of(seed: int) -> str:
         try:
@@ -89,6 +96,7 @@ def seeded(core: Core, study: Study, made: Made) -> list[Job]:
             size,
             fingerprints,
             load,
+            training_of(seed),
         )
         for seed in study.seeds
     ]

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -178,7 +178,7 @@ class Request:
 
         jobs, known = self.plan.jobs, self.costs.of(self.to_run)
         crew = workers or available_cores()
-        once = {"trainings": partial(trainings, self.core)} if may_fuse(self.study) else {}
+        once = {"trainings": trainings} if may_fuse(self.study) else {}
         return estimate(jobs, self.results, known, self.environment, crew, **once)
 
     @property

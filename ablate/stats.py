@@ -29,6 +29,7 @@ AGREE = "replicates agree: no noise to test against"
 FACTOR = "factor:"
 """Prefix of a frame's level columns, so that a factor may bear any name."""
 JOB = "job"
+TRAINING = "training"  # a column: jobs with the same one are one training, read in several ways
 """A frame's column of job ids."""
 
 
@@ -95,6 +96,7 @@ def job_frame(
         result = results.get(job.id)
         state = result.state if result else "missing"
         row: dict[str, object] = {JOB: job.id, "seed": job.seed, "state": state}
+        row[TRAINING] = job.training or job.id
         if result and result.state == "done":
             voided = set((void or {}).get(job.id, ()))
             row.update({k: math.nan if k in voided else v for k, v in result.metrics.items()})

@@ -80,13 +80,19 @@ def train_cohort(members: Sequence[Member], cache: Path) -> Iterator[tuple[int, 
             yield places[place], end if isinstance(end, Exception) else finish(job)
 
 
-def opened(members: Sequence[Member], cache: Path) -> tuple[dict[int, Job], dict[int, Exception]]:
-    """Begin members' jobs, or go on from their checkpoints; those that cannot, and why."""
+def opened(
+    members: Sequence[Member], cache: Path, alike: bool = False
+) -> tuple[dict[int, Job], dict[int, Exception]]:
+    """Begin members' jobs, or go on from their checkpoints; those that cannot, and why.
+
+    Those that are alike in images, labels and tokens share them.
+    """
     jobs: dict[int, Job] = {}
     failed: dict[int, Exception] = {}
     for i, member in enumerate(members):
+        material = next((job.material for job in jobs.values() if alike), None)
         try:
-            jobs[i] = Job(member.config, member.log, member.workdir, cache)
+            jobs[i] = Job(member.config, member.log, member.workdir, cache, material)
         except Exception as error:  # noqa: BLE001 - the others can do without it
             failed[i] = error
     return jobs, failed

@@ -27,7 +27,7 @@ from model.config import TrainConfig
 from model.exposure import Exposure, Prefix
 from model.lanelm import LaneLM, Memory
 from model.loss import Losses, YWeight, attention_uniformity
-from model.material import load_material
+from model.material import Material, load_material
 from model.metrics import loss_trend
 from model.optim import make_optimizer
 from model.outcome import Diverged, Enough, Log
@@ -49,12 +49,28 @@ CHECKPOINT = "checkpoint.pt"
 class Job:
     """The parts of one run. `model.train.train` moves them step by step."""
 
-    def __init__(self, config: TrainConfig, log: Log, workdir: Path, cache: Path) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        log: Log,
+        workdir: Path,
+        cache: Path,
+        material: Material | None = None,
+    ) -> None:
+        """Take what is known of a job, and go on from its checkpoint if there is one.
+
+        Args:
+            config: of the job.
+            log: receives readings and events.
+            workdir: its folder.
+            cache: of frozen features.
+            material: what another job with the same images, labels and tokens has loaded.
+        """
         self._mark, self._alone = time.perf_counter(), True
         reset_peak_memory(torch.device(config.runtime.device))
         self.config, self.log, self.workdir = config, log, workdir
         self.device = torch.device(config.runtime.device)
-        self.material = load_material(config, cache)
+        self.material = material or load_material(config, cache)
         self.progress = Progress()
         self.y_weight = YWeight(config.loss)
         workdir.mkdir(parents=True, exist_ok=True)

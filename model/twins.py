@@ -29,7 +29,7 @@ def train_twins(members: Sequence[Member], cache: Path) -> Iterator[tuple[int, E
     for the others. Raises nothing of a member's own: what it would have raised alone is its end.
     """
     torch.set_num_threads(members[0].config.runtime.threads)
-    jobs, failed = opened(members, cache)
+    jobs, failed = opened(members, cache, alike=True)
     yield from failed.items()
     while jobs:
         ends: dict[int, End] = {}

@@ -130,6 +130,53 @@ def test_the_half_fraction_of_the_filtration_rates():
         assert terms[name].sum_sq == pytest.approx(16 / 4 * effect**2)
 
 
+PAPER = {  # Montgomery, 14.5: strength of paper by replicate and temperature, of pulp methods 1, 2, 3
+    (1, 200): (30, 34, 29),
+    (1, 225): (35, 41, 26),
+    (1, 250): (37, 38, 33),
+    (1, 275): (36, 42, 36),
+    (2, 200): (28, 31, 31),
+    (2, 225): (32, 36, 30),
+    (2, 250): (40, 42, 32),
+    (2, 275): (41, 40, 40),
+    (3, 200): (31, 35, 32),
+    (3, 225): (37, 40, 34),
+    (3, 250): (41, 39, 39),
+    (3, 275): (40, 44, 45),
+}
+
+
+def test_a_split_plot():
+    """A batch of pulp is cooked in four temperatures: the batch is the replicate of its method.
+
+    Published: methods against the batches' noise, 7.08; temperatures and their interaction against
+    the noise within batches.
+    """
+    rows = [
+        {"seed": batch, "factor:method": str(method), "factor:temperature": str(degrees)}
+        | {"training": f"{batch} {method}", "strength": float(strength)}
+        for (batch, degrees), own in PAPER.items()
+        for method, strength in enumerate(own, start=1)
+    ]
+    terms = {
+        t.term: t for t in anova.variance(pd.DataFrame(rows), ["method", "temperature"], "strength")
+    }
+    published = {
+        "method": (128.39, 2, 7.08),
+        "temperature": (434.08, 3, 144.69 / ((20.67 + 50.83) / 18)),
+        "method x temperature": (75.17, 6, 12.53 / ((20.67 + 50.83) / 18)),
+        "seed": (77.55, 2, 38.78 / 9.07),
+        "trainings": (36.28, 4, None),
+        "residual": (20.67 + 50.83, 18, None),
+    }
+    assert terms.keys() == published.keys()
+    for name, (sum_sq, df, f) in published.items():
+        assert terms[name].sum_sq == pytest.approx(sum_sq, abs=0.01), name
+        assert terms[name].df == df
+        assert terms[name].f == (None if f is None else pytest.approx(f, rel=2e-3))
+    assert terms["method"].p == pytest.approx(0.0485, abs=1e-4)
+
+
 def kidney() -> pd.DataFrame:
     rows = [
         {"factor:duration": d, "factor:weight": w, "seed": 0, "days": math.log(days + 1)}

@@ -27,7 +27,8 @@ STUDY = toy_study(core=CORE, attempts=2)
 
 def twin_job(i: int, **settings: Any) -> Job:
     job = toy_job(f"arm {i}", 0, **(twin_core.SETTINGS | settings))
-    return replace(job, workload=Workload(steps=10))
+    name = twin_core.twinship(job.settings) or ""
+    return replace(job, workload=Workload(steps=10), training=name)
 
 
 def run_jobs(
@@ -109,12 +110,12 @@ def test_a_job_that_has_no_twin_among_the_known_is_not_looked_for() -> None:
 
 def test_the_estimate_counts_a_training_once() -> None:
     jobs = [twin_job(i) for i in range(4)] + [twin_job(9, shape=2)]
-    core, cost = load_core(CORE), Cost(1.0, 0.0, 0.0, 100.0)
+    cost = Cost(1.0, 0.0, 0.5, 100.0)
     known = {shape(job): cost for job in jobs}
     alone = estimate(jobs, {}, known, {}, 1)
-    once = estimate(jobs, {}, known, {}, 1, lambda of: trainings(core, of))
-    assert (alone.seconds, alone.trainings) == (50.0, 5)
-    assert (once.seconds, once.trainings, once.to_run) == (20.0, 2, 5)
+    once = estimate(jobs, {}, known, {}, 1, trainings)
+    assert (alone.seconds, alone.trainings) == (52.5, 5)
+    assert (once.seconds, once.trainings, once.to_run) == (22.5, 2, 5)  # each takes its readings
     assert once.to_json()["trainings"] == 2
 
 
