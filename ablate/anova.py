@@ -33,7 +33,7 @@ class Term:
 
     metric: str
     term: str
-    """`tokens`, `tokens x lr`, `seed`, `residual`; `trainings`: their noise where jobs share some."""
+    """`tokens`, `tokens x lr`, `seed`, `residual`; `trainings`: their noise, where any share one."""
     df: float
     sum_sq: float
     share: float

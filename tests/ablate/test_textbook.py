@@ -130,7 +130,7 @@ def test_the_half_fraction_of_the_filtration_rates():
         assert terms[name].sum_sq == pytest.approx(16 / 4 * effect**2)
 
 
-PAPER = {  # Montgomery, 14.5: strength of paper by replicate and temperature, of pulp methods 1, 2, 3
+PAPER = {  # Montgomery, 14.5: strength by replicate and temperature, of pulp methods 1, 2, 3
     (1, 200): (30, 34, 29),
     (1, 225): (35, 41, 26),
     (1, 250): (37, 38, 33),
