@@ -33,7 +33,7 @@ class Term:
 
     metric: str
     term: str
-    """`tokens`, `tokens x lr`, `seed`, `residual`; `trainings`: their noise, where any share one."""
+    """`tokens`, `tokens x lr`, `seed`, `residual`; `trainings`: their noise, where jobs share."""
     df: float
     sum_sq: float
     share: float
@@ -101,7 +101,7 @@ class Fit:
         columns = np.hstack([np.asarray(self.model.model.exog)[:, place] for place in outer])
         df = len(means) - int(np.linalg.matrix_rank(columns))
         within = max(whole.sum_sq - between, 0.0)
-        return Noise(between, df), Noise(within, whole.df - df)
+        return Noise(between, max(df, 0)), Noise(within, max(whole.df - df, 0))
 
     def within(self, term: str) -> bool:
         """Whether a term of the formula tells readings of one training apart."""
