@@ -12,13 +12,13 @@ import torch
 from model import train as training
 from model import twins as twins_module
 from model.checkpoint import load_checkpoint
-from model.cohort import Member
+from model.cohort import End, Member
 from model.config import TrainConfig, settings_of
 from model.outcome import Diverged, Interrupted
 from model.train import train
 from model.twins import train_twins
 from model.workload import twinship
-from tests.model.tiny import VARIED, Events, numbers, run, tiny
+from tests.model.tiny import VARIED, Events, Numbers, numbers, run, tiny
 
 TRAINED = VARIED | {"exposure__mode": "teacher_forcing", "exposure__input_noise": 0.0}
 DECODED: list[dict[str, Any]] = [
@@ -82,6 +82,14 @@ def test_twins_read_to_the_bit_what_they_would_alone(
             assert torch.equal(weight, twin["model"][key]), key
 
 
+def same(ends: Mapping[int, End], alone: Mapping[int, Numbers]) -> None:
+    """Look whether twins ended with the readings of their runs alone."""
+    for i, metrics in alone.items():
+        end = ends[i]
+        assert isinstance(end, dict), end
+        assert numbers(end) == numbers(metrics)
+
+
 def stop_at(step: int) -> Callable[[], bool]:
     calls = iter(range(1000))
     return lambda: next(calls) >= step
@@ -98,10 +106,7 @@ def test_twins_that_stopped_apart_come_together_again(tmp_path: Path, cache: Pat
             train(whole[i], Events(), tmp_path / str(i), cache, stop_at(stop))
     members = [Member(c, Events(), tmp_path / str(i)) for i, c in enumerate(whole)]
     ends = dict(train_twins(members, cache))
-    for i, metrics in enumerate(alone):
-        end = ends[i]
-        assert isinstance(end, dict), end
-        assert numbers(end) == numbers(metrics)
+    same(ends, dict(enumerate(alone)))
 
 
 def test_stopped_twins_go_on_where_each_was(tmp_path: Path, cache: Path) -> None:
@@ -123,10 +128,7 @@ def test_stopped_twins_go_on_where_each_was(tmp_path: Path, cache: Path) -> None
     assert at == [6, 3, 3]
     members = [Member(c, Events(), tmp_path / str(i)) for i, c in enumerate(whole)]
     ends = dict(train_twins(members, cache))
-    for i, metrics in enumerate(alone):
-        end = ends[i]
-        assert isinstance(end, dict), end
-        assert numbers(end) == numbers(metrics)
+    same(ends, dict(enumerate(alone)))
 
 
 def test_one_whose_disk_is_full_leaves_the_others_their_weights(
@@ -143,10 +145,7 @@ def test_one_whose_disk_is_full_leaves_the_others_their_weights(
     members[0] = Member(whole[0], full, tmp_path / "0")  # who moved the weights
     ends = dict(train_twins(members, cache))
     assert isinstance(ends[0], OSError)
-    for i in (1, 2):
-        end = ends[i]
-        assert isinstance(end, dict), end
-        assert numbers(end) == numbers(alone[i])
+    same(ends, {i: alone[i] for i in (1, 2)})
 
 
 def test_twins_diverge_alike(tmp_path: Path, cache: Path) -> None:
