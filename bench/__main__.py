@@ -88,8 +88,9 @@ def page(kept: dict[str, Any]) -> str:
     lines = [
         "# Benchmarks",
         "Made by `python -m bench.SCRIPT` with the options below (`make bench` runs them all); "
-        "both sides in one run, medians of its repeats. Seconds are the processor's where one "
-        "thread does the work (step, decode, features, fuse on a CPU), and wall time elsewhere.",
+        "both sides in one run, medians of its repeats (the study: one run a side). Seconds are "
+        "the processor's where one thread does the work (step, decode, features, "
+        "fuse on a CPU), and wall time elsewhere.",
         "",
         "| what | ours | baseline | ratio | goal | met | script |",
         "|---|---|---|---|---|---|---|",
