@@ -102,7 +102,7 @@ class Recorder:
         begin, end = runs.span(events) or (now(), now())
         live = self._live.pop(job.id, None) or self._open(job, result, begin)
         self._live.pop(job.id, None)
-        live.waiting += runs.history(events)
+        live.waiting = list(runs.history(events))  # with what waits: the ledger has it all
         finals = runs.finals(result, (point.key for point in live.waiting), end)
         pictures = runs.pictures_of(folder)
         self._experiment.attach(live.run, pictures, [folder / "config.json"], end)
@@ -220,7 +220,8 @@ class Recorder:
     def _write_arm(self, arm: RankedArm, jobs: Sequence[Job]) -> None:
         done = [job for job in jobs if job.seed in arm.seeds]
         events = {job.id: list(self._ledger.events(job.id)) for job in done or jobs}
-        lines = runs.mean_history([list(runs.history(events[job.id])) for job in done])
+        histories = [list(runs.history(events[job.id])) for job in done]
+        lines = runs.without_plateaus(runs.mean_history(histories))
         points = [*runs.config_points(arm, {point.key for point in lines}), *lines]
         label = runs.config_name(arm)
         tags = runs.config_tags(self.study, arm) | self._common
@@ -251,7 +252,7 @@ class Recorder:
     ) -> None:
         """Write the points that wait; a resumed job repeats steps, which count once."""
         points = []
-        for point in live.waiting:
+        for point in runs.without_plateaus(live.waiting):
             if (point.key, point.step) not in live.told:
                 live.told.add((point.key, point.step))
                 points.append(point)

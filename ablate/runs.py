@@ -132,6 +132,22 @@ def history(events: Iterable[Mapping[str, Any]]) -> Iterator[Point]:
                 yield Point(NAME.sub("_", str(key)), float(value), stamp, step)
 
 
+def without_plateaus(points: Iterable[Point]) -> list[Point]:
+    """Leave out what lies between two equal readings of the same key: the lines stay as they are.
+
+    >>> steps = [Point("lr", value, 0, step) for step, value in enumerate([1, 1, 1, 2])]
+    >>> [point.step for point in without_plateaus(steps)]
+    [0, 2, 3]
+    """
+    lines: dict[str, list[Point]] = {}
+    for point in points:
+        line = lines.setdefault(point.key, [])
+        if len(line) > 1 and line[-2].value == line[-1].value == point.value:
+            line.pop()
+        line.append(point)
+    return [point for line in lines.values() for point in line]
+
+
 def finals(result: Result, told: Iterable[str], time: int) -> list[Point]:
     """A result's readings once at step 0, where MLflow draws bars, but for those told as lines.
 

@@ -9,7 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ablate import runs
 from ablate.attachments import lay_out
@@ -389,6 +392,36 @@ def test_a_history_has_numbers_that_make_lines():
         {"step": 2, "metrics": None},
     ]
     assert list(runs.history(events)) == [runs.Point("a", 1.0, 2000, 1)]
+
+
+@given(st.lists(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=1, max_size=12), max_size=3))
+def test_lines_without_plateaus_are_the_same_lines(lines):
+    points = [
+        runs.Point(str(key), value, 0, step)
+        for key, line in enumerate(lines)
+        for step, value in enumerate(line)
+    ]
+    kept = runs.without_plateaus(points)
+    for key, line in enumerate(lines):
+        own = {point.step: point.value for point in kept if point.key == str(key)}
+        assert list(np.interp(range(len(line)), list(own), list(own.values()))) == line
+    assert len(runs.without_plateaus(kept)) == len(kept)
+
+
+def test_a_reading_that_stays_is_written_where_its_line_begins_and_ends(another):
+    job = another.plan.jobs[0]
+    recorder = Recorder(another.ledger.out, another.study)
+    recorder.start(another.plan)
+    recorder.job_started(job)
+    for step in range(1, 7):
+        metrics = {"train/loss": 1.0 / step, "train/lr": 0.1}
+        recorder.job_events(job, [{"step": step, "time": step, "metrics": metrics}])
+    recorder.close()
+    client, run_id = connect(another.ledger.out), another.run(job.id).info.run_id
+    rates = client.get_metric_history(run_id, "train/lr")
+    assert [point.step for point in rates] == [1, 6]
+    losses = client.get_metric_history(run_id, "train/loss")
+    assert [point.step for point in losses] == [1, 2, 3, 4, 5, 6]
 
 
 def test_the_last_picture_stands_with_the_final_readings():
