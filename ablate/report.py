@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ablate import charts, importance, runs, wording
+from ablate import charts, history, importance, wording
 from ablate.arm import RankedArm
 from ablate.gallery import gallery, over_steps
 from ablate.nouns import Job, Plan, Result, Study
@@ -223,7 +223,7 @@ def _curves(
     for arm in (label for label in by_arm if label in wanted):
         for job in by_arm[arm]:
             own: dict[str, dict[int, float]] = {}
-            for point in runs.history(histories.get(job.id, ())):
+            for point in history.points_of(histories.get(job.id, ())):
                 own.setdefault(point.key, {})[point.step] = point.value
             for metric, values in own.items():
                 if len(values) > 1:

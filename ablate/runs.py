@@ -11,41 +11,28 @@ from __future__ import annotations
 import hashlib
 import html
 import json
-import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ablate import wording
 from ablate.arm import RankedArm
+from ablate.history import NAME, Point, is_number
 from ablate.nouns import Job, Result, Study
 from ablate.rank import Ranking
 
 PARAM_LIMIT = 6000
 TAG_LIMIT = 5000
-NAME = re.compile(r"[^\w\-. /:]")
-"""What MLflow allows in names of metrics, params and images."""
 PICTURE = re.compile(r"^(?P<key>.+?)[-_](?:step[-_]?(?P<step>\d+)|(?P<padded>\d{4,}))$")
 """`overlay_000100` and `overlay_step100` are step 100 of `overlay`; `train_0` is image 0."""
 
-FINAL = ("final/", "best/", "test/", "floor/", "cost/")
-"""Readings that a job has once, at its end: bars, whenever they were told."""
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 
 SHARE_KEY = "levels-and-criteria"
 """Name of the saved view of MLflow's runs table (`?viewStateShareKey=`)."""
 STATUS = {"done": "FINISHED", "failed": "FAILED", "diverged": "FAILED", "pruned": "KILLED"}
-
-
-class Point(NamedTuple):
-    """One value of a metric; time in ms since 1970."""
-
-    key: str
-    value: float
-    time: int
-    step: int
 
 
 @dataclass(frozen=True)
@@ -119,35 +106,6 @@ def recorded_digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def history(events: Iterable[Mapping[str, Any]]) -> Iterator[Point]:
-    """The readings of a job's events that make lines; what is not a finite number is left out."""
-    for event in events:
-        step, metrics = event.get("step"), event.get("metrics")
-        if not isinstance(step, int) or not isinstance(metrics, Mapping):
-            continue
-        time = event.get("time")
-        stamp = int(1000 * time) if isinstance(time, int | float) else 0
-        for key, value in metrics.items():
-            if _is_number(value) and not str(key).startswith(FINAL):
-                yield Point(NAME.sub("_", str(key)), float(value), stamp, step)
-
-
-def without_plateaus(points: Iterable[Point]) -> list[Point]:
-    """Leave out what lies between two equal readings of the same key: the lines stay as they are.
-
-    >>> steps = [Point("lr", value, 0, step) for step, value in enumerate([1, 1, 1, 2])]
-    >>> [point.step for point in without_plateaus(steps)]
-    [0, 2, 3]
-    """
-    lines: dict[str, list[Point]] = {}
-    for point in points:
-        line = lines.setdefault(point.key, [])
-        if len(line) > 1 and line[-2].value == line[-1].value == point.value:
-            line.pop()
-        line.append(point)
-    return [point for line in lines.values() for point in line]
-
-
 def finals(result: Result, told: Iterable[str], time: int) -> list[Point]:
     """A result's readings once at step 0, where MLflow draws bars, but for those told as lines.
 
@@ -156,7 +114,7 @@ def finals(result: Result, told: Iterable[str], time: int) -> list[Point]:
     """
     names = {NAME.sub("_", name): value for name, value in result.metrics.items()}
     told = set(told)
-    return [Point(k, v, time, 0) for k, v in names.items() if _is_number(v) and k not in told]
+    return [Point(k, v, time, 0) for k, v in names.items() if is_number(v) and k not in told]
 
 
 def span(events: Sequence[Mapping[str, Any]]) -> tuple[int, int] | None:
@@ -214,20 +172,6 @@ def picture_name(picture: Picture, time: int) -> str:
     unique = hashlib.sha256(f"{picture.key} {picture.path}".encode()).hexdigest()[:32]
     key = picture.key.replace("/", "~")
     return f"{key}+step+{picture.step}+timestamp+{time}+{unique}"
-
-
-def mean_history(histories: Sequence[Iterable[Point]]) -> list[Point]:
-    """Means over seeds at the steps that all seeds have."""
-    sums: dict[tuple[str, int], list[float]] = {}
-    for points in histories:
-        once = {(point.key, point.step): point.value for point in points}
-        for place, value in once.items():
-            sums.setdefault(place, []).append(value)
-    return [
-        Point(key, _short(math.fsum(values) / len(values)), 0, step)
-        for (key, step), values in sums.items()
-        if len(values) == len(histories)
-    ]
 
 
 def config_name(arm: RankedArm) -> str:
@@ -305,18 +249,9 @@ def view_state(study: Study, ranking: Ranking) -> dict[str, Any]:
     }
 
 
-def _short(value: float) -> float:
-    """Four digits: a column of MLflow's table shows no more."""
-    return float(f"{value:.4g}")
-
-
 def _said(value: float) -> float:
     """As the terminal and the report say it: the same number everywhere."""
     return float(wording.number(value))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _text(value: Any) -> str:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ablate import attachments, runs, store
+from ablate import attachments, history, runs, store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -81,7 +81,7 @@ class Experiment:
     def write(
         self,
         run_id: str,
-        points: Sequence[runs.Point] = (),
+        points: Sequence[history.Point] = (),
         params: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> None:

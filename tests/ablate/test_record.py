@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ablate import runs
+from ablate import history, runs
 from ablate.attachments import lay_out
 from ablate.ledger import Ledger
 from ablate.nouns import UNSEARCHED, Design, Job, Plan, Pruning, Study
@@ -160,8 +160,8 @@ def test_an_arms_run_has_means_intervals_and_verdicts(recorded):
     assert run.data.tags["verdict.loss"] == arm.criteria[0].verdict
     assert run.data.params["lr"] == "1e-4"
     assert "seed" not in run.data.params
-    history = connect(recorded.ledger.out).get_metric_history(run.info.run_id, "train/loss")
-    assert len(history) == 5
+    line = connect(recorded.ledger.out).get_metric_history(run.info.run_id, "train/loss")
+    assert len(line) == 5
 
 
 def test_an_arm_that_never_ended_well_has_a_run_too(recorded):
@@ -264,8 +264,8 @@ def test_followed_live_a_job_is_written_once(another):
     recorder.close()
     run = another.run(job.id)
     assert run.info.status == "FINISHED"
-    history = connect(another.ledger.out).get_metric_history(run.info.run_id, "train/loss")
-    assert [point.step for point in history] == [0, 10, 20, 30]
+    line = connect(another.ledger.out).get_metric_history(run.info.run_id, "train/loss")
+    assert [point.step for point in line] == [0, 10, 20, 30]
     (execution,) = another.runs("tags.kind = 'execution'")
     assert execution.info.status == "FINISHED"
     assert execution.data.tags["jobs.done"] == "1"
@@ -391,21 +391,32 @@ def test_a_history_has_numbers_that_make_lines():
         {"event": "started"},
         {"step": 2, "metrics": None},
     ]
-    assert list(runs.history(events)) == [runs.Point("a", 1.0, 2000, 1)]
+    assert list(history.points_of(events)) == [history.Point("a", 1.0, 2000, 1)]
 
 
 @given(st.lists(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=1, max_size=12), max_size=3))
 def test_lines_without_plateaus_are_the_same_lines(lines):
     points = [
-        runs.Point(str(key), value, 0, step)
+        history.Point(str(key), value, 0, step)
         for key, line in enumerate(lines)
         for step, value in enumerate(line)
     ]
-    kept = runs.without_plateaus(points)
+    kept = history.without_plateaus(points)
     for key, line in enumerate(lines):
         own = {point.step: point.value for point in kept if point.key == str(key)}
         assert list(np.interp(range(len(line)), list(own), list(own.values()))) == line
-    assert len(runs.without_plateaus(kept)) == len(kept)
+    assert len(history.without_plateaus(kept)) == len(kept)
+
+
+@given(st.integers(1, 400), st.integers(1, 50))
+def test_a_thinned_line_keeps_its_ends_and_is_even_between(length, parts):
+    points = [history.Point("loss", float(step), 0, step) for step in range(length)]
+    steps = [point.step for point in history.thinned(points, parts)]
+    assert (steps[0], steps[-1]) == (0, length - 1)
+    assert len(steps) <= parts + 1
+    gaps = np.diff(steps)
+    assert len(set(gaps[1:])) <= 1  # counted from the end: the first may be shorter
+    assert all(0 < gap <= gaps[-1] for gap in gaps)
 
 
 def test_a_reading_that_stays_is_written_where_its_line_begins_and_ends(another):
